@@ -1,0 +1,85 @@
+"""What the engine process is asked for and what it answers: token ids, never text.
+
+The types double as the wire's payload, so they are msgspec structs: frozen, typed when decoded,
+and without a copy in another shape on the other side of the socket.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+
+TokenId = int
+
+
+class FinishReason(StrEnum):
+    """Why a request ended. Only STOP and LENGTH are answers; the others are for the server."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How one sequence is sampled. Every value is final: defaults are chosen before this point.
+
+    `temperature` 0 is greedy. `top_k` None considers every token. `seed` makes the sequence
+    repeatable whatever else is in the batch.
+    """
+
+    max_tokens: Annotated[int, msgspec.Meta(ge=1)]
+    min_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
+    temperature: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    top_k: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    seed: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: tuple[TokenId, ...] = ()
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0 or self.top_p == 0 or self.top_k == 1
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One sequence to generate. `request_id` is unique among everything in flight."""
+
+    request_id: str
+    prompt_token_ids: tuple[TokenId, ...]  # [prompt_len], never empty
+    sampling: SamplingParams
+
+    @property
+    def max_total_len(self) -> int:
+        """Tokens that the KV cache holds at worst when this request ends."""
+        return len(self.prompt_token_ids) + self.sampling.max_tokens
+
+
+class TokenChunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The new tokens of one request after one engine step.
+
+    Chunks of a request come in order; exactly the last has a finish reason. When that is STOP, the
+    last token id is the EOS or stop token that ended it. `message` explains ERROR.
+    """
+
+    request_id: str
+    token_ids: tuple[TokenId, ...] = ()  # [num_new_tokens]
+    finish_reason: FinishReason | None = None
+    message: str | None = None
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens read and written for one HTTP request, over all its choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens

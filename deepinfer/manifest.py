@@ -1,0 +1,217 @@
+"""engine.json: the border between compiling and serving.
+
+An engine is a folder with an `engine.json`, a `payload/` that only the backend reads and a
+`tokenizer/` that only the API process reads. The manifest is written last, so a folder without one
+is not an engine. This module reads, writes and verifies; it knows no backend.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from deepinfer.errors import EngineError
+
+MANIFEST_NAME = "engine.json"
+PAYLOAD_DIR = "payload"
+TOKENIZER_DIR = "tokenizer"
+SCHEMA_VERSION = 1
+
+BackendName = Literal["openvino", "tensorrt-llm", "simulated"]
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelRecord(Record):
+    """Where the weights came from."""
+
+    id: str
+    revision: str | None = None
+    architecture: str
+    num_parameters: int
+    source_digest: str  # over the names, sizes and SHA-256 of the source files that were read
+    trust_remote_code: bool = False
+
+
+class BackendRecord(Record):
+    """The library that compiled the payload, and the settings with which it must be loaded."""
+
+    name: BackendName
+    version: str
+    libraries: dict[str, str] = Field(default_factory=dict)
+    settings: dict[str, str | int | bool] = Field(default_factory=dict)
+
+
+class Target(Record):
+    """The device that the payload was compiled for."""
+
+    kind: Literal["cpu", "gpu"]
+    name: str
+    capability: str  # "sm_120" for a GPU, the machine type such as "x86_64" for a CPU
+    features: tuple[str, ...] = ()  # CPU instruction sets that the choice of precision relied on
+
+
+class EngineLimits(Record):
+    """What one engine accepts, in tokens and sequences."""
+
+    max_batch_size: int = Field(ge=1)
+    max_input_len: int = Field(ge=1)
+    max_seq_len: int = Field(ge=2)
+    max_num_tokens: int = Field(ge=1)
+    max_beam_width: int = Field(default=1, ge=1)
+
+
+class Parallelism(Record):
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    pipeline_parallel_size: int = Field(default=1, ge=1)
+
+
+class TokenRecord(Record):
+    vocab_size: int = Field(ge=1)
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+
+class FileRecord(Record):
+    size_bytes: int = Field(ge=0)
+    sha256: str
+
+
+class Choice(Record):
+    """One automatic decision of the planner, kept so that anyone can ask why later."""
+
+    name: str
+    value: str
+    reason: str
+
+
+class BuildRecord(Record):
+    deepinfer_version: str
+    created_at: str  # ISO 8601, UTC
+    duration_s: float
+    peak_memory_bytes: int
+    plan_digest: str
+    choices: tuple[Choice, ...] = ()
+
+
+class EngineManifest(Record):
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str
+    model: ModelRecord
+    backend: BackendRecord
+    precision: str
+    kv_cache_precision: str
+    kv_bytes_per_token: int = Field(ge=1)
+    target: Target
+    limits: EngineLimits
+    parallelism: Parallelism = Parallelism()
+    tokens: TokenRecord
+    files: dict[str, FileRecord]  # path relative to the engine folder, with forward slashes
+    build: BuildRecord
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(record.size_bytes for record in self.files.values())
+
+
+class EngineFolder(Record):
+    """An engine on disk: where it is and what its manifest says."""
+
+    path: Path
+    manifest: EngineManifest
+
+    @property
+    def payload_dir(self) -> Path:
+        return self.path / PAYLOAD_DIR
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        return self.path / TOKENIZER_DIR
+
+
+def write_manifest(folder: Path, manifest: EngineManifest) -> None:
+    """Write `engine.json` into `folder` and flush it to the disk."""
+    with open(folder / MANIFEST_NAME, "w", encoding="utf-8") as file:
+        file.write(manifest.model_dump_json(indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_engine(folder: Path) -> EngineFolder:
+    """Read one engine folder. Raises EngineError when it is not one or is of another schema."""
+    path = folder / MANIFEST_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise EngineError(
+            f"`{folder}` is not an engine: it has no {MANIFEST_NAME}",
+            hint="make one with `deepinfer build --model sample`",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineError(f"cannot read `{path}`: {error}") from error
+    try:
+        return EngineFolder(path=folder, manifest=EngineManifest.model_validate_json(text))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise EngineError(
+            f"`{path}` is damaged or of another version: {where}: {first['msg']}",
+            hint="rebuild the engine with `deepinfer build --force`",
+        ) from error
+
+
+def find_engines(engine_dir: Path) -> list[EngineFolder]:
+    """Every engine in `engine_dir`, which may also be one engine itself, sorted by name.
+
+    Hidden folders are builds in progress and are passed over. Raises EngineError when the folder
+    does not exist or an engine in it cannot be read.
+    """
+    if not engine_dir.is_dir():
+        raise EngineError(
+            f"engine folder `{engine_dir}` does not exist",
+            hint="make one with `deepinfer build --model sample --output <folder>`",
+        )
+    if (engine_dir / MANIFEST_NAME).exists():
+        return [read_engine(engine_dir)]
+    folders = sorted(path for path in engine_dir.iterdir() if not path.name.startswith("."))
+    return [read_engine(path) for path in folders if (path / MANIFEST_NAME).exists()]
+
+
+def record_file(path: Path) -> FileRecord:
+    """Size and SHA-256 of one file, read in pieces."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileRecord(size_bytes=path.stat().st_size, sha256=digest)
+
+
+def record_files(folder: Path) -> dict[str, FileRecord]:
+    """Records of every file below `folder` but the manifest, keyed by relative path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): record_file(path)
+        for path in paths
+        if path != folder / MANIFEST_NAME
+    }
+
+
+def find_damage(engine: EngineFolder, *, with_digests: bool) -> Iterator[str]:
+    """What differs between the folder and its manifest, a line each; nothing when it is whole.
+
+    Sizes are compared always; `with_digests` also reads every byte and compares SHA-256.
+    """
+    for name, record in engine.manifest.files.items():
+        path = engine.path / name
+        if not path.is_file():
+            yield f"{name} is missing"
+        elif (size := path.stat().st_size) != record.size_bytes:
+            yield f"{name} has {size:,} bytes; the manifest says {record.size_bytes:,}"
+        elif with_digests and record_file(path).sha256 != record.sha256:
+            yield f"{name} differs from its SHA-256 in the manifest"
