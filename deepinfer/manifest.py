@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,7 +20,7 @@ from deepinfer.errors import EngineError
 MANIFEST_NAME = "engine.json"
 PAYLOAD_DIR = "payload"
 TOKENIZER_DIR = "tokenizer"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 
 BackendName = Literal["openvino", "tensorrt-llm", "simulated"]
 
@@ -168,11 +168,11 @@ def read_engine(folder: Path) -> EngineFolder:
         ) from error
 
 
-def find_engines(engine_dir: Path) -> list[EngineFolder]:
-    """Every engine in `engine_dir`, which may also be one engine itself, sorted by name.
+def find_engine_folders(engine_dir: Path) -> list[Path]:
+    """The path of every engine in `engine_dir`, which may also be one engine itself, sorted.
 
     Hidden folders are builds in progress and are passed over. Raises EngineError when the folder
-    does not exist or an engine in it cannot be read.
+    does not exist.
     """
     if not engine_dir.is_dir():
         raise EngineError(
@@ -180,9 +180,14 @@ def find_engines(engine_dir: Path) -> list[EngineFolder]:
             hint="make one with `deepinfer build --model sample --output <folder>`",
         )
     if (engine_dir / MANIFEST_NAME).exists():
-        return [read_engine(engine_dir)]
+        return [engine_dir]
     folders = sorted(path for path in engine_dir.iterdir() if not path.name.startswith("."))
-    return [read_engine(path) for path in folders if (path / MANIFEST_NAME).exists()]
+    return [path for path in folders if (path / MANIFEST_NAME).exists()]
+
+
+def find_engines(engine_dir: Path) -> list[EngineFolder]:
+    """Every engine in `engine_dir`; raises EngineError when one of them cannot be read, too."""
+    return [read_engine(path) for path in find_engine_folders(engine_dir)]
 
 
 def record_file(path: Path) -> FileRecord:

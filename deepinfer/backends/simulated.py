@@ -1,0 +1,119 @@
+"""A backend without a model: it emits scripted tokens at a set rate.
+
+It serves the tests and the benchmarks of everything around a model. It keeps every promise of
+`base.py`, and each of its settings stands in the engine's manifest:
+
+    script              token ids separated by spaces; when absent, the prompt is repeated once
+    step_us             microseconds that one step takes; 0 is as fast as possible
+    tokens_per_block    tokens in a KV cache block
+    num_blocks          KV cache blocks; when absent, enough for full batches
+    fault_token_id      a prompt that holds this id makes `step` fail, to test what follows
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from deepinfer.backends.base import BackendFault
+from deepinfer.engine import Capacity
+from deepinfer.generation import FinishReason, GenerationRequest, TokenChunk
+from deepinfer.manifest import EngineFolder, EngineManifest
+
+
+@dataclass
+class _Sequence:
+    request: GenerationRequest
+    script: tuple[int, ...]
+    num_emitted: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.request.prompt_token_ids) + self.num_emitted
+
+
+@dataclass
+class SimulatedBackend:
+    capacity: Capacity
+    eos_token_id: int
+    script: tuple[int, ...] | None = None
+    step_s: float = 0.0
+    fault_token_id: int | None = None
+    _running: dict[str, _Sequence] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, engine: EngineFolder) -> SimulatedBackend:
+        manifest = engine.manifest
+        settings = manifest.backend.settings
+        script = settings.get("script")
+        fault = settings.get("fault_token_id")
+        return cls(
+            capacity=_read_capacity(manifest),
+            eos_token_id=manifest.tokens.eos_token_ids[0],
+            script=tuple(int(word) for word in str(script).split()) if script else None,
+            step_s=int(settings.get("step_us", 0)) / 1e6,
+            fault_token_id=int(fault) if fault is not None else None,
+        )
+
+    @property
+    def num_used_blocks(self) -> int:
+        return sum(self.capacity.blocks_for(seq.num_tokens) for seq in self._running.values())
+
+    def check(self, request: GenerationRequest) -> None:
+        """Nothing to refuse: a script takes no notice of how it would be sampled."""
+
+    def add(self, request: GenerationRequest) -> None:
+        script = self.script or request.prompt_token_ids
+        self._running[request.request_id] = _Sequence(request, script)
+
+    def cancel(self, request_id: str) -> None:
+        self._running.pop(request_id, None)
+
+    def step(self) -> list[TokenChunk]:
+        if self.step_s:
+            time.sleep(self.step_s)
+        chunks = [self._advance(sequence) for sequence in self._running.values()]
+        for chunk in chunks:
+            if chunk.finish_reason is not None:
+                del self._running[chunk.request_id]
+        return chunks
+
+    def close(self) -> None:
+        self._running.clear()
+
+    def _advance(self, sequence: _Sequence) -> TokenChunk:
+        request = sequence.request
+        if self.fault_token_id is not None and self.fault_token_id in request.prompt_token_ids:
+            raise BackendFault("a prompt held the token that makes this simulated engine fail")
+        token_id = self._next_token(sequence)
+        sequence.num_emitted += 1
+        return TokenChunk(
+            request_id=request.request_id,
+            token_ids=(token_id,),
+            finish_reason=self._finish_reason(sequence, token_id),
+        )
+
+    def _next_token(self, sequence: _Sequence) -> int:
+        sampling = sequence.request.sampling
+        may_end = not sampling.ignore_eos and sequence.num_emitted >= sampling.min_tokens
+        if sequence.num_emitted >= len(sequence.script) and may_end:
+            return self.eos_token_id
+        return sequence.script[sequence.num_emitted % len(sequence.script)]
+
+    def _finish_reason(self, sequence: _Sequence, token_id: int) -> FinishReason | None:
+        sampling = sequence.request.sampling
+        is_eos = token_id == self.eos_token_id and not sampling.ignore_eos
+        if is_eos or token_id in sampling.stop_token_ids:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if sequence.num_emitted == sampling.max_tokens else None
+
+
+def _read_capacity(manifest: EngineManifest) -> Capacity:
+    limits, settings = manifest.limits, manifest.backend.settings
+    tokens_per_block = int(settings.get("tokens_per_block", 32))
+    full = limits.max_batch_size * -(-limits.max_seq_len // tokens_per_block)
+    return Capacity(
+        max_batch_size=limits.max_batch_size,
+        num_blocks=int(settings.get("num_blocks", full)),
+        tokens_per_block=tokens_per_block,
+    )

@@ -1,0 +1,59 @@
+"""What the API process and the engine process tell each other about an engine as a whole.
+
+Both sides import this module; it knows neither of them.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server decides about an engine process, apart from what the engine itself says."""
+
+    max_waiting: int = 1024  # requests that may wait before more are refused
+    kv_cache_bytes: int | None = None  # None: as much as full batches need, within free memory
+    num_threads: int | None = None  # None: every CPU that the process may use
+
+
+class Capacity(msgspec.Struct, frozen=True):
+    """What a loaded backend holds at once."""
+
+    max_batch_size: int  # sequences
+    num_blocks: int  # KV cache blocks
+    tokens_per_block: int
+
+    def blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.tokens_per_block)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_blocks * self.tokens_per_block
+
+
+class Load(msgspec.Struct, frozen=True, array_like=True):
+    """How busy an engine process is, sent along with every step."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_used_blocks: int = 0
+
+
+class EngineStatus(msgspec.Struct, frozen=True):
+    """Where an engine process is in its life. `percent` counts the loading only."""
+
+    phase: str
+    percent: int = 0
+    message: str | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        return self.phase == READY
+
+
+# Phases that others decide on; a backend names its own phases of loading.
+STARTING = "starting"
+READY = "ready"
+RESTARTING = "restarting"
+FAILED = "failed"
+STOPPED = "stopped"

@@ -1,0 +1,1 @@
+"""The engine process (`host`), its keeper and caller (`supervisor`, `client`), and their `wire`."""

@@ -1,0 +1,315 @@
+"""The engine process: `python -m deepinfer.runtime.host`.
+
+It owns the queue, the admission, the backend and its step loop, in one thread: a backend may hold
+the interpreter's lock for a whole step, so a second thread would only pretend to be responsive.
+The loop reads messages, admits, steps, sends; with nothing to run it blocks in `select`.
+
+It speaks token ids: no text, no JSON, no HTTP. It listens on a socket that its parent made, serves
+any number of API processes, and ends when the pipe from its parent closes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import logging
+import selectors
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from deepinfer.backends.base import Backend, BackendFault
+from deepinfer.backends.loading import load_backend
+from deepinfer.engine import EngineOptions, Load
+from deepinfer.errors import (
+    CommandError,
+    DeepInferError,
+    EngineLoading,
+    InternalError,
+    InvalidValue,
+    RequestError,
+)
+from deepinfer.generation import FinishReason, GenerationRequest, TokenChunk
+from deepinfer.manifest import EngineFolder, read_engine
+from deepinfer.runtime import wire
+from deepinfer.runtime.queue import AdmissionQueue
+
+logger = logging.getLogger(__name__)
+
+RECEIVE_BYTES = 1 << 20
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Peer:
+    """One connected API process: what it has sent so far, and what it has yet to be sent."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self.connection = connection
+        self.chunks: list[TokenChunk] = []  # not sent yet
+        self.known_load: Load | None = None
+        self._reader = wire.FrameReader()
+        self._outgoing = bytearray()
+
+    @property
+    def has_outgoing(self) -> bool:
+        return bool(self._outgoing)
+
+    def receive(self) -> list[wire.ToEngine] | None:
+        """The messages that have arrived, or None when the other side is gone."""
+        try:
+            data = self.connection.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return []
+        except OSError:
+            return None
+        if not data:
+            return None
+        return [wire.decode_to_engine(body) for body in self._reader.feed(data)]
+
+    def send(self, message: wire.FromEngine) -> None:
+        """Queue a message and write what the socket takes now; never waits for the other side."""
+        self._outgoing += wire.encode(message)
+        self.flush()
+
+    def flush(self) -> None:
+        try:
+            while self._outgoing:
+                del self._outgoing[: self.connection.send(self._outgoing)]
+        except BlockingIOError:
+            return
+        except OSError:
+            # The next receive sees the closed connection and forgets this peer.
+            self._outgoing.clear()
+
+
+class EngineHost:
+    """The loop that joins peers, queue and backend."""
+
+    def __init__(self, listener: socket.socket, engine: EngineFolder, options: EngineOptions):
+        self._engine = engine
+        self._options = options
+        self._listener = listener
+        self._selector = selectors.DefaultSelector()
+        self._peers: dict[int, Peer] = {}
+        self._owners: dict[str, Peer] = {}  # request id -> who asked for it
+        self._cancelled: list[str] = []  # whose blocks are free after the next step
+        self._ready: wire.Ready | None = None
+        self._is_stopping = False
+        self._backend: Backend
+        self._queue: AdmissionQueue
+
+    def run(self) -> int:
+        """Serve until the parent goes away. Returns the exit status of the process."""
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
+        try:
+            self._load()
+            self._serve()
+        except CommandError as error:
+            logger.error("%s", error.message)
+            self._broadcast(wire.Failed(error.message, error.hint))
+            return 1
+        except BackendFault as error:
+            logger.exception("the backend failed")
+            self._broadcast(wire.Failed(error.message))
+            return 1
+        self._backend.close()
+        return 0
+
+    def _load(self) -> None:
+        started_at = time.monotonic()
+        self._poll(timeout_s=0)
+        self._backend = load_backend(self._engine, self._options, self._report)
+        self._queue = AdmissionQueue(self._backend.capacity, self._options.max_waiting)
+        self._ready = wire.Ready(self._backend.capacity, time.monotonic() - started_at)
+        self._broadcast(self._ready)
+
+    def _serve(self) -> None:
+        while not self._is_stopping:
+            self._poll(timeout_s=None if self._is_idle else 0)
+            self._admit()
+            if not self._is_idle:
+                self._step()
+            self._report_step()
+
+    @property
+    def _is_idle(self) -> bool:
+        return not (self._queue.num_admitted or self._queue.num_waiting or self._cancelled)
+
+    def _report(self, phase: str, percent: int) -> None:
+        logger.info("%s: %s", self._engine.manifest.name, phase)
+        # Whoever connects while a library loads is told at the next phase.
+        self._poll(timeout_s=0)
+        self._broadcast(wire.Progress(phase, percent))
+
+    def _broadcast(self, message: wire.FromEngine) -> None:
+        for peer in self._peers.values():
+            peer.send(message)
+
+    # Reading
+
+    def _poll(self, timeout_s: float | None) -> None:
+        for key, events in self._selector.select(timeout_s):
+            if key.fileobj is self._listener:
+                self._accept()
+            elif key.fd == sys.stdin.fileno():
+                self._is_stopping = True
+            else:
+                self._attend(self._peers[key.fd], events)
+
+    def _accept(self) -> None:
+        peer = Peer(self._listener.accept()[0])
+        self._peers[peer.connection.fileno()] = peer
+        self._selector.register(peer.connection, selectors.EVENT_READ)
+        if self._ready is not None:
+            peer.send(self._ready)
+
+    def _attend(self, peer: Peer, events: int) -> None:
+        if events & selectors.EVENT_WRITE:
+            peer.flush()
+        if events & selectors.EVENT_READ:
+            self._read(peer)
+        if peer.connection.fileno() in self._peers:
+            self._watch(peer)
+
+    def _read(self, peer: Peer) -> None:
+        try:
+            messages = peer.receive()
+        except wire.WireError as error:
+            logger.error("dropping a connection: %s", error.message)
+            messages = None
+        if messages is None:
+            self._forget(peer)
+            return
+        for message in messages:
+            if isinstance(message, wire.Submit):
+                self._submit(peer, message.requests)
+            else:
+                self._cancel(message.request_ids)
+
+    def _watch(self, peer: Peer) -> None:
+        """Wake up for writing only while there is something to write."""
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.has_outgoing else 0)
+        self._selector.modify(peer.connection, events)
+
+    def _forget(self, peer: Peer) -> None:
+        self._selector.unregister(peer.connection)
+        del self._peers[peer.connection.fileno()]
+        peer.connection.close()
+        self._cancel(tuple(id_ for id_, owner in self._owners.items() if owner is peer))
+
+    # Requests
+
+    def _submit(self, peer: Peer, requests: tuple[GenerationRequest, ...]) -> None:
+        ids = tuple(request.request_id for request in requests)
+        try:
+            if self._ready is None:
+                raise EngineLoading("The engine is still loading", retry_after_s=1)
+            if len(set(ids)) < len(ids) or not self._owners.keys().isdisjoint(ids):
+                raise InternalError("a request id is already in flight")
+            for request in requests:
+                self._check(request)
+            self._queue.put(requests)
+        except RequestError as error:
+            peer.send(
+                wire.Rejected(ids, error.code, error.message, error.param, error.retry_after_s)
+            )
+            return
+        self._owners.update(dict.fromkeys(ids, peer))
+
+    def _check(self, request: GenerationRequest) -> None:
+        """What would harm the other requests is refused here, whoever sent it."""
+        tokens, limits = self._engine.manifest.tokens, self._engine.manifest.limits
+        ids = request.prompt_token_ids
+        if not ids or min(ids) < 0 or max(ids) >= tokens.vocab_size:
+            raise InvalidValue(
+                f"A prompt needs at least one token id, each from 0 to {tokens.vocab_size - 1:,}",
+                param="prompt",
+            )
+        if request.max_total_len > limits.max_seq_len:
+            raise InvalidValue(
+                f"The prompt's {len(ids):,} tokens and max_tokens {request.sampling.max_tokens:,} "
+                f"exceed the engine's {limits.max_seq_len:,}",
+                param="max_tokens",
+            )
+        self._backend.check(request)
+
+    def _cancel(self, request_ids: tuple[str, ...]) -> None:
+        for request_id in request_ids:
+            if self._owners.pop(request_id, None) is None:
+                continue
+            if not self._queue.remove_waiting(request_id):
+                self._backend.cancel(request_id)
+                self._cancelled.append(request_id)
+
+    def _admit(self) -> None:
+        for request in self._queue.admit():
+            try:
+                self._backend.add(request)
+            except DeepInferError as error:
+                logger.warning("request %s: %s", request.request_id, error.message)
+                self._deliver(
+                    TokenChunk(
+                        request_id=request.request_id,
+                        finish_reason=FinishReason.ERROR,
+                        message=error.message,
+                    )
+                )
+
+    # Stepping
+
+    def _step(self) -> None:
+        for chunk in self._backend.step():
+            self._deliver(chunk)
+        for request_id in self._cancelled:
+            self._queue.release(request_id)
+        self._cancelled.clear()
+
+    def _report_step(self) -> None:
+        """Send each peer its new tokens, and how busy the engine is when that has changed."""
+        queue = self._queue
+        load = Load(queue.num_admitted, queue.num_waiting, self._backend.num_used_blocks)
+        for peer in self._peers.values():
+            if peer.chunks or peer.known_load != load:
+                peer.send(wire.Step(tuple(peer.chunks), load))
+                peer.chunks.clear()
+                peer.known_load = load
+                self._watch(peer)
+
+    def _deliver(self, chunk: TokenChunk) -> None:
+        self._owners[chunk.request_id].chunks.append(chunk)
+        if chunk.finish_reason is not None:
+            del self._owners[chunk.request_id]
+            self._queue.release(chunk.request_id)
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this process should its parent be killed in the middle of a step."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m deepinfer.runtime.host")
+    parser.add_argument("--engine", type=Path, required=True, help="the engine's folder")
+    parser.add_argument("--listen-fd", type=int, required=True, help="a listening Unix socket")
+    parser.add_argument("--options", default="{}", help="EngineOptions as JSON")
+    parser.add_argument("--log-level", default="INFO")
+    arguments = parser.parse_args()
+    _die_with_parent()
+    logging.basicConfig(
+        level=arguments.log_level, format="%(asctime)s %(levelname)s engine %(message)s"
+    )
+    options = msgspec.json.decode(arguments.options, type=EngineOptions)
+    listener = socket.socket(fileno=arguments.listen_fd)
+    return EngineHost(listener, read_engine(arguments.engine), options).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Starts the engine process, notices when it ends, and starts it again.
+
+The supervisor makes the listening socket, in a directory that only this user can enter, and hands
+it to each engine process in turn: whoever connects while none is there waits in the socket's
+backlog and is served by the next one, so nothing has to be polled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from deepinfer.engine import EngineOptions
+from deepinfer.manifest import EngineFolder
+
+logger = logging.getLogger(__name__)
+
+MAX_BACKOFF_S = 30.0
+FIRST_BACKOFF_S = 0.25
+STABLE_AFTER_S = 60.0  # an engine that lived this long is restarted at once again
+STOP_TIMEOUT_S = 5.0
+BACKLOG = 64
+
+
+class EngineSupervisor:
+    """One engine's process, over all its lives.
+
+    `on_exit` is called with the exit status each time the process ends without having been asked
+    to. It returns whether to start another.
+    """
+
+    def __init__(
+        self, engine: EngineFolder, options: EngineOptions, on_exit: Callable[[int], bool]
+    ) -> None:
+        self.engine = engine
+        self.options = options
+        self.num_starts = 0
+        self._on_exit = on_exit
+        self._directory = Path(tempfile.mkdtemp(prefix="deepinfer-"))  # mode 0700
+        self.socket_path = self._directory / "engine.sock"
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(self.socket_path))
+        self._listener.listen(BACKLOG)
+        self._process: asyncio.subprocess.Process | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the engine process that runs now."""
+        if self._process is None or self._process.returncode is not None:
+            return None
+        return self._process.pid
+
+    async def start(self) -> None:
+        """Start the first process and return at once."""
+        await self._spawn()
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def close(self) -> None:
+        """End the process, by force if it does not end by itself, and remove the socket."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watcher
+        if self._process is not None:
+            await self._stop(self._process)
+        self._listener.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    async def _spawn(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "deepinfer.runtime.host"),
+            *("--engine", str(self.engine.path)),
+            *("--listen-fd", str(self._listener.fileno())),
+            *("--options", msgspec.json.encode(self.options).decode()),
+            *("--log-level", logging.getLevelName(logging.getLogger().getEffectiveLevel())),
+            stdin=asyncio.subprocess.PIPE,  # its closing tells the engine that we are gone
+            pass_fds=(self._listener.fileno(),),
+            start_new_session=True,  # Ctrl-C in the terminal is for the server to handle
+        )
+        self.num_starts += 1
+        logger.info("engine process %d started", self._process.pid)
+
+    async def _watch(self) -> None:
+        backoff_s = 0.0
+        while self._process is not None:
+            started_at = time.monotonic()
+            status = await self._process.wait()
+            logger.error("the engine process ended with status %d", status)
+            if not self._on_exit(status):
+                return
+            if time.monotonic() - started_at > STABLE_AFTER_S:
+                backoff_s = 0.0
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(max(2 * backoff_s, FIRST_BACKOFF_S), MAX_BACKOFF_S)
+            await self._spawn()
+
+    async def _stop(self, process: asyncio.subprocess.Process) -> None:
+        if process.stdin is not None:
+            process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
+        except TimeoutError:
+            logger.warning("engine process %d does not end by itself; killing it", process.pid)
+            process.kill()
+            await process.wait()

@@ -1,0 +1,129 @@
+"""The messages between an API process and an engine process, and their frames.
+
+A frame is the message's length (4 bytes, little-endian) and the message as msgpack. Decoding is
+typed, so whatever else arrives is a WireError and never an object of somebody's choosing.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import msgspec
+
+from deepinfer.engine import Capacity, Load
+from deepinfer.errors import DeepInferError
+from deepinfer.generation import GenerationRequest, TokenChunk
+
+HEADER = struct.Struct("<I")
+MAX_FRAME_BYTES = 64 * 2**20  # a prompt of a million tokens takes about 5 MB
+
+
+class WireError(DeepInferError):
+    """The other side sent something that is not a message."""
+
+
+# From the API process to the engine process.
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    """Take these requests, all or none."""
+
+    requests: tuple[GenerationRequest, ...]
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """Forget these requests, waiting or running. Unknown ids are not an error."""
+
+    request_ids: tuple[str, ...]
+
+
+# From the engine process to the API process.
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """A phase of the loading begins; `percent` of it all is done."""
+
+    phase: str
+    percent: int
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The engine is loaded and takes requests."""
+
+    capacity: Capacity
+    load_s: float
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """The engine cannot be loaded, or fails as a whole; the process ends after this."""
+
+    message: str
+    hint: str | None = None
+
+
+class Rejected(msgspec.Struct, frozen=True, tag="rejected"):
+    """None of these requests was taken. `code` names a RequestError."""
+
+    request_ids: tuple[str, ...]
+    code: str
+    message: str
+    param: str | None = None
+    retry_after_s: int | None = None
+
+
+class Step(msgspec.Struct, frozen=True, tag="step"):
+    """The new tokens of every request of this connection after one step."""
+
+    chunks: tuple[TokenChunk, ...]
+    load: Load
+
+
+ToEngine = Submit | Cancel
+FromEngine = Progress | Ready | Failed | Rejected | Step
+
+_encoder = msgspec.msgpack.Encoder()
+_to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+_from_engine: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+
+
+def encode(message: ToEngine | FromEngine) -> bytes:
+    """One whole frame."""
+    body = _encoder.encode(message)
+    return HEADER.pack(len(body)) + body
+
+
+def decode_to_engine(body: bytes) -> ToEngine:
+    try:
+        return _to_engine.decode(body)
+    except msgspec.DecodeError as error:
+        raise WireError(f"not a message to an engine: {error}") from error
+
+
+def decode_from_engine(body: bytes) -> FromEngine:
+    try:
+        return _from_engine.decode(body)
+    except msgspec.DecodeError as error:
+        raise WireError(f"not a message from an engine: {error}") from error
+
+
+class FrameReader:
+    """Cuts a byte stream into message bodies, whatever pieces it arrives in."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield each body that `data` completes. Raises WireError for one that is too long."""
+        self._buffer += data
+        start = 0
+        while len(self._buffer) - start >= HEADER.size:
+            (size,) = HEADER.unpack_from(self._buffer, start)
+            if size > MAX_FRAME_BYTES:
+                raise WireError(f"a message of {size:,} bytes; at most {MAX_FRAME_BYTES:,}")
+            end = start + HEADER.size + size
+            if len(self._buffer) < end:
+                break
+            yield bytes(self._buffer[start + HEADER.size : end])
+            start = end
+        del self._buffer[:start]
