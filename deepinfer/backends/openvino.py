@@ -64,6 +64,9 @@ class OpenVinoBackend:
 
     @property
     def num_used_blocks(self) -> int:
+        # The library counts when it schedules, so its figure is of the last step that ran anything.
+        if not self._handles:
+            return 0
         share = float(self._pipeline.get_metrics().cache_usage) / 100
         return round(share * self.capacity.num_blocks)
 

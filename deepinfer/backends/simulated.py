@@ -103,7 +103,8 @@ class SimulatedBackend:
     def _finish_reason(self, sequence: _Sequence, token_id: int) -> FinishReason | None:
         sampling = sequence.request.sampling
         is_eos = token_id == self.eos_token_id and not sampling.ignore_eos
-        if is_eos or token_id in sampling.stop_token_ids:
+        may_stop = sequence.num_emitted > sampling.min_tokens
+        if may_stop and (is_eos or token_id in sampling.stop_token_ids):
             return FinishReason.STOP
         return FinishReason.LENGTH if sequence.num_emitted == sampling.max_tokens else None
 
