@@ -1,0 +1,69 @@
+"""The bare ContinuousBatchingPipeline in a process of its own: what DeepInfer is measured against.
+
+Reads one JSON line of prompts at a time from stdin, runs them together, and answers with the
+number of generated tokens and the seconds. Loaded with the same settings as DeepInfer loads it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import openvino_genai
+
+from deepinfer.manifest import EngineFolder, read_engine
+
+TOKENS_PER_BLOCK = 32
+
+
+def load(engine: EngineFolder) -> Any:
+    limits, settings = engine.manifest.limits, engine.manifest.backend.settings
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.max_num_seqs = limits.max_batch_size
+    scheduler.max_num_batched_tokens = limits.max_num_tokens
+    blocks_per_sequence = -(-limits.max_seq_len // TOKENS_PER_BLOCK)
+    scheduler.num_kv_blocks = limits.max_batch_size * blocks_per_sequence
+    scheduler.dynamic_split_fuse = True
+    scheduler.enable_prefix_caching = True
+    properties = {name.upper(): value for name, value in settings.items()}
+    properties["INFERENCE_PRECISION_HINT"] = properties.pop("INFERENCE_PRECISION")
+    return openvino_genai.ContinuousBatchingPipeline(
+        engine.payload_dir, scheduler, "CPU", properties
+    )
+
+
+def run(pipeline: Any, prompts: list[list[int]], max_tokens: int) -> tuple[int, float]:
+    """Generate `max_tokens` greedy tokens for each prompt, all at once."""
+    config = openvino_genai.GenerationConfig()
+    config.max_new_tokens = max_tokens
+    config.do_sample = False
+    config.ignore_eos = True
+    started_at = time.perf_counter()
+    handles = [
+        pipeline.add_request(i, ov.Tensor(np.array([prompt], dtype=np.int64)), config)
+        for i, prompt in enumerate(prompts)
+    ]
+    num_tokens = 0
+    while pipeline.has_non_finished_requests():
+        pipeline.step()
+        for handle in handles:
+            while handle.can_read():
+                num_tokens += sum(len(out.generated_ids) for out in handle.read().values())
+    return num_tokens, time.perf_counter() - started_at
+
+
+def main() -> None:
+    pipeline = load(read_engine(Path(sys.argv[1])))
+    for line in sys.stdin:
+        job = json.loads(line)
+        num_tokens, elapsed_s = run(pipeline, job["prompts"], job["max_tokens"])
+        print(json.dumps({"num_tokens": num_tokens, "elapsed_s": elapsed_s}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
