@@ -173,9 +173,8 @@ def measure(arguments: argparse.Namespace, engine: Path) -> dict[int, list[tuple
 def report(arguments: argparse.Namespace, rates: dict[int, list[tuple[float, float]]]) -> None:
     machine = read_machine()
     libraries = ", ".join(f"{name} {version(name)}" for name in ("openvino-genai", "uvicorn"))
-    print(
-        f"\n{machine.cpu.name}, {machine.cpu.num_threads} CPUs, Python {platform.python_version()}"
-    )
+    print(f"\n{machine.cpu.name}, {machine.cpu.num_threads} CPUs")
+    print(f"Python {platform.python_version()}, {libraries}")
     print(f"{arguments.precision}, {arguments.tokens} tokens in and out")
     print(f"median of {arguments.repetitions}\n")
     print("| streams | ratio | DeepInfer over HTTP, tokens/s | bare pipeline, tokens/s |")
