@@ -26,7 +26,7 @@ WINDOWED = {
 }
 families = pytest.mark.parametrize("family", FAMILIES)
 windowed = pytest.mark.parametrize("family", WINDOWED)
-quick = settings(deadline=None, max_examples=60)
+quick = settings(deadline=None, max_examples=40)
 
 some_sizes = st.lists(st.integers(1, 4), max_size=30)
 unicode_text = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("a é日🎉\n "))

@@ -1,0 +1,1 @@
+"""Everything about text: chat template, tokens, stop strings. Pure but for loading one folder."""

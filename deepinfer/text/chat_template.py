@@ -1,0 +1,160 @@
+"""Chat messages to prompt text, by the checkpoint's own Jinja template.
+
+The template comes from the engine folder and never from a request. It runs in Jinja's sandbox with
+the functions and options that `transformers` gives it, so that a prompt is the same here and there.
+This module knows nothing of tokens, nor of which message fields a route accepts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from deepinfer.errors import EngineError, InvalidValue, UnsupportedParameter
+from deepinfer.text.folder import REBUILD_HINT, TokenizerFolder
+
+# What a caller may pass on to a template besides the messages.
+TEMPLATE_ARGUMENTS = frozenset(
+    {"tools", "documents", "enable_thinking", "thinking", "reasoning_effort"}
+)
+MAX_DETAIL_CHARS = 500
+
+
+class ChatTemplate:
+    """The templates of one engine, compiled once and shared by every request and by threads."""
+
+    def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
+        """`sources` are Jinja texts by name. Raises EngineError for one that does not compile."""
+        environment = _environment()
+        self._templates = {
+            name: _compile(environment, name, text) for name, text in sources.items()
+        }
+        self._special_tokens = dict(special_tokens)
+
+    @classmethod
+    def load(cls, folder: Path) -> ChatTemplate:
+        """Read an engine's `tokenizer/` folder, which may lack a template. Raises EngineError."""
+        files = TokenizerFolder(folder)
+        return cls(files.chat_templates, files.special_tokens)
+
+    @property
+    def is_available(self) -> bool:
+        return bool(self._templates)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        **arguments: Any,
+    ) -> str:
+        """The prompt, its special tokens included: encode it without adding them again.
+
+        `arguments` are of TEMPLATE_ARGUMENTS. Raises UnsupportedParameter for another, and
+        InvalidValue when the template refuses the messages or the model has no template.
+        """
+        for name in arguments.keys() - TEMPLATE_ARGUMENTS:
+            raise UnsupportedParameter(
+                f"Chat template argument `{name}` is not supported; "
+                f"supported are {', '.join(sorted(TEMPLATE_ARGUMENTS))}",
+                param=name,
+            )
+        template = self._choose(has_tools=arguments.get("tools") is not None)
+        # Templates ask `tools is not none`, so the two must be defined when they are not given.
+        variables = {"tools": None, "documents": None, **self._special_tokens, **arguments}
+        try:
+            return template.render(
+                messages=messages, add_generation_prompt=add_generation_prompt, **variables
+            )
+        except Exception as error:  # a template may do anything with what it was given
+            raise InvalidValue(_refusal(error), param="messages") from error
+
+    def _choose(self, *, has_tools: bool) -> jinja2.Template:
+        names = ("tool_use", "default") if has_tools else ("default",)
+        for name in names:
+            if name in self._templates:
+                return self._templates[name]
+        raise InvalidValue(
+            "This model has no chat template, so it takes no messages; send a prompt to "
+            "/v1/completions instead",
+            param="messages",
+        )
+
+
+def _refusal(error: Exception) -> str:
+    detail = str(error)[:MAX_DETAIL_CHARS].rstrip(". \n") or type(error).__name__
+    return f"The model's chat template refuses these messages: {detail}"
+
+
+def _compile(environment: ImmutableSandboxedEnvironment, name: str, source: str) -> jinja2.Template:
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise EngineError(
+            f"chat template `{name}` does not compile: line {error.lineno}: {error.message}",
+            hint=REBUILD_HINT,
+        ) from error
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+class GenerationTag(Extension):
+    """`{% generation %}` marks the assistant's words for training; a prompt is the same without.
+
+    The body becomes a call block, as in transformers, because that is a scope: a variable set in
+    it is not seen after it.
+    """
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        call = self.call_method("_body")
+        return nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+    def _body(self, caller: Macro) -> str:
+        return caller()
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Plain JSON: Jinja's own filter escapes `<`, `>`, `&` and `'` for HTML."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)

@@ -1,0 +1,58 @@
+"""The text of one choice, from the engine's token chunks: detokenised and cut at a stop string.
+
+Whether a client streams or not, its text is the concatenation of what `push` returns. This module
+knows nothing of HTTP, and does not cancel: it says when there is nothing more to say.
+"""
+
+from __future__ import annotations
+
+from deepinfer.generation import FinishReason, TokenChunk, TokenId
+from deepinfer.text.detokenizer import IncrementalDetokenizer
+from deepinfer.text.stop import StopMatcher
+
+
+class OutputText:
+    """One choice being written.
+
+    `finish_reason` is None until the choice is over. It is STOP when a stop string is complete,
+    though the engine still generates: the caller then closes the engine's stream, which cancels
+    it. `completion_tokens` counts what the answer cost: every token up to the one that completed
+    a stop string, an EOS or stop token included.
+    """
+
+    def __init__(self, detokenizer: IncrementalDetokenizer, stop: StopMatcher) -> None:
+        self.finish_reason: FinishReason | None = None
+        self.completion_tokens = 0
+        self._detokenizer = detokenizer
+        self._stop = stop
+
+    def push(self, chunk: TokenChunk) -> str:
+        """The text that `chunk` adds; after the finish, nothing."""
+        text = ""
+        # One token at a time, so that the count ends with the token that completes a stop string.
+        for token_id in chunk.token_ids if chunk.finish_reason is None else _shown(chunk):
+            if self.finish_reason is not None:
+                return text
+            self.completion_tokens += 1
+            text += self._pass_on(self._detokenizer.push((token_id,)))
+        if chunk.finish_reason is not None and self.finish_reason is None:
+            text += self._finish(chunk, chunk.finish_reason)
+        return text
+
+    def _pass_on(self, text: str) -> str:
+        safe = self._stop.push(text)
+        if self._stop.matched is not None:
+            self.finish_reason = FinishReason.STOP
+        return safe
+
+    def _finish(self, chunk: TokenChunk, reason: FinishReason) -> str:
+        self.completion_tokens += len(chunk.token_ids) - len(_shown(chunk))
+        text = self._pass_on(self._detokenizer.finish()) + self._stop.finish()
+        self.finish_reason = self.finish_reason or reason
+        return text
+
+
+def _shown(chunk: TokenChunk) -> tuple[TokenId, ...]:
+    """The tokens with text: the EOS or stop token that ended the sequence is not shown."""
+    is_stopped = chunk.finish_reason is FinishReason.STOP
+    return chunk.token_ids[:-1] if is_stopped else chunk.token_ids

@@ -1,0 +1,135 @@
+"""Text to token ids and back, for one engine.
+
+It wraps the `tokenizers` library; `transformers` is not needed to serve. It knows nothing of chat
+messages, requests or limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import tokenizers
+
+from deepinfer.errors import EngineError, InvalidValue
+from deepinfer.generation import TokenId
+from deepinfer.text.detokenizer import (
+    ByteDetokenizer,
+    IncrementalDetokenizer,
+    Pieces,
+    WindowDetokenizer,
+)
+from deepinfer.text.folder import REBUILD_HINT, TokenizerFolder
+from deepinfer.text.token_bytes import TokenBytes
+
+
+class Tokenizer:
+    """Shared by every request and by threads; nothing in it changes after loading.
+
+    `special_tokens` are the named ones, as strings: {"bos_token": "<s>"}. `special_token_ids` are
+    all that are not shown. `eos_token_ids` are those of generation_config.json, or else the named
+    EOS token's. `vocab_size` counts the tokens with a text; a model may have more ids than that.
+    `token_bytes` gives the bytes of each token, special ones too; it is None for the few decoders
+    that look at neighbours.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        special_tokens: Mapping[str, str],
+        eos_token_ids: tuple[TokenId, ...] = (),
+    ) -> None:
+        # Some checkpoints ship with both on: prompts would be cut and padded without a word.
+        backend.no_truncation()
+        backend.no_padding()
+        _mark_special(backend, special_tokens)
+        self._backend = backend
+        self.special_tokens = dict(special_tokens)
+        self.special_token_ids = _special_ids(backend)
+        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+        self.token_bytes = TokenBytes.of(backend)
+        self._pieces: Pieces | None = None
+        if self.token_bytes is not None:
+            self._pieces = Pieces(self.token_bytes, self.special_token_ids)
+        named_eos = self.eos_token_id
+        self.eos_token_ids = eos_token_ids or (() if named_eos is None else (named_eos,))
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Read an engine's `tokenizer/` folder. Raises EngineError when it is absent or broken."""
+        files = TokenizerFolder(folder)
+        backend = _read_backend(files.tokenizer_path)
+        return cls(backend, files.special_tokens, files.generation_eos_token_ids)
+
+    @property
+    def bos_token_id(self) -> TokenId | None:
+        return self._named_id("bos_token")
+
+    @property
+    def eos_token_id(self) -> TokenId | None:
+        return self._named_id("eos_token")
+
+    @property
+    def pad_token_id(self) -> TokenId | None:
+        return self._named_id("pad_token")
+
+    def _named_id(self, name: str) -> TokenId | None:
+        token = self.special_tokens.get(name)
+        token_id: TokenId | None = None if token is None else self._backend.token_to_id(token)
+        return token_id
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[TokenId]:
+        """Token ids of `text`. Raises InvalidValue for a lone surrogate, which is not Unicode.
+
+        Other threads run meanwhile, so that a large prompt can be encoded off the event loop.
+        Special-token text such as `<|im_end|>` becomes the control token wherever it stands: a
+        rendered chat prompt needs that. Content that must not reach control tokens has to be
+        encoded apart from its template, by a second copy of the backend with the attribute
+        `encode_special_tokens` set; setting it on this one would race with other threads.
+        """
+        try:
+            # encode() holds the GIL for the whole text; a batch of one does not, and is faster
+            # since it keeps no offsets.
+            batch = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        except TypeError:
+            raise InvalidValue(
+                "Text must be valid Unicode; it holds a lone surrogate such as `\\ud800`"
+            ) from None
+        ids: list[TokenId] = batch[0].ids
+        return ids
+
+    def decode(self, token_ids: Sequence[TokenId]) -> str:
+        """The text of `token_ids` as a text of its own, special tokens left out."""
+        detokenizer = self.detokenizer()
+        return detokenizer.push(token_ids) + detokenizer.finish()
+
+    def detokenizer(self, continues: Sequence[TokenId] = ()) -> IncrementalDetokenizer:
+        """A detokenizer for one answer; `continues` is the prompt that its text goes on from."""
+        if self._pieces is None:
+            return WindowDetokenizer(self._backend, self.special_token_ids, continues)
+        return ByteDetokenizer(self._pieces, continues)
+
+
+def _read_backend(path: Path) -> tokenizers.Tokenizer:
+    if not path.is_file():
+        raise EngineError(f"`{path}` does not exist", hint=REBUILD_HINT)
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise EngineError(f"cannot read `{path}`: {error}", hint=REBUILD_HINT) from error
+
+
+def _mark_special(backend: tokenizers.Tokenizer, special_tokens: Mapping[str, str]) -> None:
+    """Hide the named tokens from text even where tokenizer.json has them as ordinary ones.
+
+    transformers does the same; it would also add those that the vocabulary lacks, but the model
+    has no embedding for such an id.
+    """
+    names = [name for name in special_tokens.values() if backend.token_to_id(name) is not None]
+    special = {backend.id_to_token(token_id) for token_id in _special_ids(backend)}
+    backend.add_special_tokens([name for name in names if name not in special])
+
+
+def _special_ids(backend: tokenizers.Tokenizer) -> frozenset[TokenId]:
+    added = backend.get_added_tokens_decoder()
+    return frozenset(token_id for token_id, token in added.items() if token.special)
