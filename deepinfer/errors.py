@@ -189,6 +189,6 @@ def _leaves(root: type[RequestError]) -> list[type[RequestError]]:
 def request_error_by_code(code: str) -> type[RequestError]:
     """The class that carries `code`, so that an error can cross a process border by its code."""
     for kind in _leaves(RequestError):
-        if kind.code == code and kind is not InvalidRequest:
+        if kind.code == code and kind not in (RequestError, InvalidRequest):
             return kind
     return InternalError

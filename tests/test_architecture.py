@@ -36,7 +36,7 @@ RULES: dict[str, list[str]] = {
     "manifest": BASE,
     "config": BASE,
     "text.*": [*LOW, "text.*"],
-    "compiler.*": [*LOW, "compiler.*"],
+    "compiler.*": [*LOW, "terminal", "compiler.*"],
     "backends.*": [*LOW, "backends.*"],
     "runtime.wire": LOW,
     "runtime.queue": LOW,

@@ -76,7 +76,7 @@ def test_libraries_for_serving_but_not_building() -> None:
     }
     assert found["serving on the CPU"].seen == "numpy 2.4.6, openvino-genai 2026.4.1.0"
     assert found["building for the CPU"].seen == "not installed: torch"
-    assert found["building for the CPU"].advice == "run `pip install 'deepinfer[openvino-build]'`"
+    assert found["building for the CPU"].advice == "run `pip install 'torch==2.13.0'`"
 
 
 def test_extra_brings_the_requirements_of_the_extra_that_it_names() -> None:
@@ -100,6 +100,7 @@ def test_library_of_another_version_is_named_with_the_range() -> None:
     finding = libraries({**INSTALLED, "numpy": "1.26.4"})["serving on the CPU"]
     assert finding.status is Status.WARNING
     assert finding.seen == "numpy 1.26.4 is not <3,>=2"
+    assert finding.advice == "run `pip install 'numpy<3,>=2'`"
 
 
 def test_local_version_is_in_its_range() -> None:

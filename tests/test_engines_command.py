@@ -42,10 +42,10 @@ def test_list_prints_one_aligned_line_for_each_engine(
 ) -> None:
     assert run(engine_dir, "list") == 0
     header, *lines = capsys.readouterr().out.splitlines()
-    assert columns(header)[:4] == ["NAME", "MODEL", "BACKEND", "PRECISION"]
-    assert [columns(line)[:4] for line in lines] == [
-        ["llama", "test/llama", "simulated", "fp32"],
-        ["qwen", "test/qwen", "simulated", "fp32"],
+    assert columns(header)[:3] == ["NAME", "BACKEND", "PRECISION"]
+    assert [columns(line)[:3] for line in lines] == [
+        ["llama", "simulated", "fp32"],
+        ["qwen", "simulated", "fp32"],
     ]
     assert len({line.index("simulated") for line in lines} | {header.index("BACKEND")}) == 1
     assert [line for line in lines if line != line.rstrip()] == []
@@ -60,6 +60,19 @@ def test_piped_list_has_no_colour_even_when_colour_is_forced(
     output = capsys.readouterr().out
     assert "\x1b" not in output
     assert len(output.splitlines()) == 3
+
+
+def test_name_stays_whole_on_a_narrow_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "llama-3.1-8b-instruct.fp8.sm120"
+    make_simulated_engine(tmp_path / name, name=name)
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert run(tmp_path, "list") == 0
+    header, line = capfd.readouterr().out.splitlines()
+    assert columns(line)[:3] == [name, "simulated", "fp32"]
+    assert columns(line)[-1] == "test/simulated"
 
 
 def test_list_as_json_has_the_whole_manifest(

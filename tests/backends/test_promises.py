@@ -34,7 +34,8 @@ def engine(
         settings: dict[str, str | int | bool] = {"num_blocks": NUM_BLOCKS}
         folder: Path = tmp_path_factory.mktemp("simulated")
         return make_simulated_engine(folder, settings=settings, max_seq_len=MAX_SEQ_LEN)
-    return build_engine("llama", "fp32", "--max-seq-len", str(MAX_SEQ_LEN), "--max-batch-size", "8")
+    limits = ("--max-seq-len", str(MAX_SEQ_LEN), "--max-batch-size", "8")
+    return build_engine("llama", "fp32", *limits).engine
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,62 @@
+# One command for each habit, the same for people and for CI. Everything lives in .venv; a second run
+# installs nothing unless pyproject.toml changed.
+
+PYTHON ?= python3
+PORT ?= 8000
+ARGS ?=
+PIP_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help serve test check lint format-check types format docs clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+serve: $(VENV)/.installed-serve ## install, build the sample engine if there is none, serve it on PORT
+	@ls engines/*/engine.json >/dev/null 2>&1 || $(BIN)/deepinfer build --model sample
+	@exec $(BIN)/deepinfer serve --engine-dir engines --port $(PORT) $(ARGS)
+
+test: $(VENV)/.installed-dev ## install what tests need, run them (ARGS goes to pytest)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint format-check types ## ruff check, ruff format --check, mypy --strict
+
+lint: $(VENV)/.installed-dev ## ruff check
+	$(BIN)/ruff check .
+
+format-check: $(VENV)/.installed-dev ## ruff format --check
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev ## mypy --strict on the package
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-dev ## write docs/cli.md again from --help
+	$(BIN)/python tools/make_cli_docs.py
+
+clean: ## remove caches and built packages; .venv and engines stay
+	rm -rf dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: DeepInfer needs Python 3.11 or later; \`$(PYTHON)\` is not"; \
+		  echo "hint: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; } >&2
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "hint: on Debian and Ubuntu, install the package python3-venv" >&2; exit 1; }
+
+$(VENV)/.installed-serve: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install $(PIP_ARGS) --editable '.[openvino-build]'
+	@touch $@
+
+# What tests need includes what serving needs.
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install $(PIP_ARGS) --editable '.[dev]'
+	@touch $@ $(VENV)/.installed-serve

@@ -1,0 +1,63 @@
+"""`deepinfer` and `python -m deepinfer`: run the command line and turn errors into exit codes.
+
+0 success, 1 an error, 2 a wrong command line, 130 interrupted. Messages go to stderr as
+`error: ...` and `hint: ...`; tracebacks show only with --verbose.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+import click
+
+from deepinfer.cli import cli
+from deepinfer.errors import CommandError
+
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line on `arguments` (sys.argv when None) and return the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        exit_code = cli.main(
+            args=list(arguments) or ["--help"], prog_name="deepinfer", standalone_mode=False
+        )
+    except click.ClickException as error:
+        return _fail(error.format_message().rstrip("."), _usage_hint(error), error.exit_code)
+    except CommandError as error:
+        logger.debug("traceback", exc_info=True)
+        return _fail(error.message, error.hint, EXIT_ERROR)
+    except (KeyboardInterrupt, click.Abort):
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        logger.debug("traceback", exc_info=True)
+        hint = "`deepinfer --verbose <command> ...` shows the traceback"
+        return _fail(f"internal: {_in_one_line(error)}", hint, EXIT_ERROR)
+    return exit_code if isinstance(exit_code, int) else 0
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _usage_hint(error: click.ClickException) -> str | None:
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        return f"`{error.ctx.command_path} --help` shows what is accepted"
+    return None
+
+
+def _fail(message: str, hint: str | None, exit_code: int) -> int:
+    click.echo(f"error: {message}", err=True)
+    if hint:
+        click.echo(f"hint: {hint}", err=True)
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

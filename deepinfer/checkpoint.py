@@ -1,0 +1,305 @@
+"""What a Hugging Face folder says about its model, without torch and without the weights' bytes.
+
+Configuration files are parsed into a `Checkpoint`; what its safetensors hold is summed up by
+`weights.py`. Where the folder came from is not known here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepinfer.errors import CheckpointError
+from deepinfer.weights import PRECISION_BY_DTYPE, WEIGHTS_INDEX_NAME, Weights, damaged, read_weights
+
+CONFIG_NAME = "config.json"
+GENERATION_CONFIG_NAME = "generation_config.json"
+TOKENIZER_NAME = "tokenizer.json"
+TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
+CHAT_TEMPLATE_NAME = "chat_template.jinja"
+LEGACY_CHAT_TEMPLATE_NAME = "chat_template.json"
+# A tokenizer without tokenizer.json is one of these, which transformers converts.
+SLOW_TOKENIZER_NAMES = ("tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
+SMALL_FILE_NAMES = (
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    TOKENIZER_NAME,
+    TOKENIZER_CONFIG_NAME,
+    CHAT_TEMPLATE_NAME,
+    LEGACY_CHAT_TEMPLATE_NAME,
+    WEIGHTS_INDEX_NAME,
+    "hf_quant_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    *SLOW_TOKENIZER_NAMES,
+)
+
+# RoPE whose factors change when a sequence passes the original length. One long sequence would
+# change every other in its batch, so the original length is the limit.
+LENGTH_DEPENDENT_ROPE_TYPES = frozenset({"longrope", "su", "dynamic"})
+
+
+@dataclass(frozen=True)
+class ModelDims:
+    hidden_size: int
+    num_layers: int
+    num_attention_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_position_embeddings: int
+    num_experts: int = 0  # 0 for a dense model
+    expert_intermediate_size: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    id: str
+    revision: str | None
+    folder: Path
+    architecture: str
+    model_type: str
+    dims: ModelDims
+    weights: Weights
+    is_tied: bool
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+    quant_method: str | None = None  # of a checkpoint that is quantised already
+    is_length_limited_by_rope: bool = False
+    has_chat_template: bool = False
+
+    @property
+    def precision(self) -> str:
+        """What the weights are stored in: fp32, bf16, fp16 or fp8."""
+        return PRECISION_BY_DTYPE[self.weights.dtype]
+
+    @property
+    def num_parameters(self) -> int:
+        return self.weights.num_parameters - self._num_ignored
+
+    @property
+    def num_embedding_parameters(self) -> int:
+        """Of the token embedding and the LM head, which are one when tied."""
+        weights = self.weights
+        return weights.embedding_parameters + weights.lm_head_parameters - self._num_ignored
+
+    @property
+    def _num_ignored(self) -> int:
+        # Some files carry the LM head although the configuration ties it to the embedding.
+        return self.weights.lm_head_parameters if self.is_tied else 0
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the weights are in the folder, and not only on the hub."""
+        return all((self.folder / name).is_file() for name in self.weights.files)
+
+
+def read_checkpoint(
+    folder: Path,
+    *,
+    model_id: str | None = None,
+    revision: str | None = None,
+    weights: Weights | None = None,
+) -> Checkpoint:
+    """Read `folder`. With `weights` given, its safetensors are not looked for.
+
+    Raises CheckpointError when it is not a checkpoint, is damaged, or has no safetensors.
+    """
+    model_id = model_id or str(folder.resolve())
+    _require_config(folder, model_id)
+    config = _read_json(folder / CONFIG_NAME)
+    architecture = _read_architecture(config, model_id)
+    text_config = config.get("text_config") or config
+    weights = weights or read_weights(folder)
+    _require_tokenizer(folder, model_id)
+    generation = _read_optional_json(folder / GENERATION_CONFIG_NAME)
+    dims = _read_dims(text_config, architecture)
+    return Checkpoint(
+        id=model_id,
+        revision=revision,
+        folder=folder,
+        architecture=architecture,
+        model_type=str(config.get("model_type", "")),
+        dims=dims,
+        weights=weights,
+        is_tied=not weights.lm_head_parameters or bool(config.get("tie_word_embeddings")),
+        eos_token_ids=_find_eos_token_ids(folder, generation, text_config, dims.vocab_size),
+        bos_token_id=_first_token_id(generation, text_config, "bos_token_id"),
+        pad_token_id=_first_token_id(generation, text_config, "pad_token_id"),
+        quant_method=_find_quant_method(folder, config),
+        is_length_limited_by_rope=_rope_type(text_config) in LENGTH_DEPENDENT_ROPE_TYPES,
+        has_chat_template=find_chat_template(folder) is not None,
+    )
+
+
+def find_chat_template(folder: Path) -> str | None:
+    """The chat template from the newest place that has one, None when there is none."""
+    path = folder / CHAT_TEMPLATE_NAME
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    found = _read_optional_json(folder / TOKENIZER_CONFIG_NAME).get("chat_template")
+    if isinstance(found, list):
+        named = {entry.get("name"): entry.get("template") for entry in found}
+        found = named.get("default")
+    if found is None:
+        found = _read_optional_json(folder / LEGACY_CHAT_TEMPLATE_NAME).get("chat_template")
+    return found if isinstance(found, str) else None
+
+
+def digest_source(checkpoint: Checkpoint, *, with_code: bool = False) -> str:
+    """SHA-256 over the names, sizes and SHA-256 of the files that a build reads.
+
+    Reads every byte of the weights. `with_code` also covers the Python files beside them.
+    """
+    names = {*SMALL_FILE_NAMES, *checkpoint.weights.files}
+    if with_code:
+        names.update(path.name for path in checkpoint.folder.glob("*.py"))
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        path = checkpoint.folder / name
+        if path.is_file():
+            with open(path, "rb") as file:
+                file_digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest.update(f"{name}\0{path.stat().st_size}\0{file_digest}\n".encode())
+    return digest.hexdigest()
+
+
+def _require_config(folder: Path, model_id: str) -> None:
+    if (folder / CONFIG_NAME).is_file():
+        return
+    hint = "give a folder with config.json, safetensors and a tokenizer"
+    if (folder / "adapter_config.json").is_file():
+        hint = "this is an adapter: merge it into its base model first"
+    elif (folder / "model_index.json").is_file():
+        hint = "this is a diffusion pipeline: DeepInfer compiles language models"
+    elif any(folder.glob("*.gguf")):
+        hint = "GGUF is another engine's format: give the checkpoint that it was made from"
+    raise CheckpointError(
+        f"`{model_id}` is not a Hugging Face checkpoint: it has no {CONFIG_NAME}", hint=hint
+    )
+
+
+def _require_tokenizer(folder: Path, model_id: str) -> None:
+    if not any((folder / name).is_file() for name in (TOKENIZER_NAME, *SLOW_TOKENIZER_NAMES)):
+        raise CheckpointError(
+            f"`{model_id}` has no tokenizer",
+            hint=f"put the {TOKENIZER_NAME} of the model beside its weights",
+        )
+
+
+def _read_architecture(config: dict[str, Any], model_id: str) -> str:
+    architectures = config.get("architectures")
+    if isinstance(architectures, list) and architectures and isinstance(architectures[0], str):
+        return architectures[0]
+    raise CheckpointError(
+        f"the {CONFIG_NAME} of `{model_id}` names no architecture",
+        hint="give a checkpoint of a causal language model",
+    )
+
+
+def _read_dims(config: dict[str, Any], architecture: str) -> ModelDims:
+    def read(*keys: str, default: int | None = None) -> int:
+        for key in keys:
+            value = config.get(key)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+        if default is not None:
+            return default
+        raise CheckpointError(f"the {CONFIG_NAME} of this {architecture} has no `{keys[0]}`")
+
+    hidden_size = read("hidden_size", "n_embd", "d_model")
+    num_heads = read("num_attention_heads", "n_head", "num_heads")
+    max_positions = read("max_position_embeddings", "n_positions", "seq_length")
+    if _rope_type(config) in LENGTH_DEPENDENT_ROPE_TYPES:
+        max_positions = min(max_positions, _original_max_positions(config) or max_positions)
+    return ModelDims(
+        hidden_size=hidden_size,
+        num_layers=read("num_hidden_layers", "n_layer", "num_layers"),
+        num_attention_heads=num_heads,
+        num_kv_heads=read("num_key_value_heads", default=num_heads),
+        head_dim=read("head_dim", default=hidden_size // num_heads),
+        intermediate_size=read("intermediate_size", "n_inner", default=4 * hidden_size),
+        vocab_size=read("vocab_size"),
+        max_position_embeddings=max_positions,
+        num_experts=read("num_local_experts", "num_experts", default=0),
+        expert_intermediate_size=read("moe_intermediate_size", default=0),
+    )
+
+
+def _rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
+    found = config.get("rope_parameters") or config.get("rope_scaling")
+    return found if isinstance(found, dict) else {}
+
+
+def _rope_type(config: dict[str, Any]) -> str:
+    rope = _rope_parameters(config)
+    return str(rope.get("rope_type") or rope.get("type") or "default")
+
+
+def _original_max_positions(config: dict[str, Any]) -> int | None:
+    key = "original_max_position_embeddings"
+    found = _rope_parameters(config).get(key) or config.get(key)
+    return found if isinstance(found, int) else None
+
+
+def _find_quant_method(folder: Path, config: dict[str, Any]) -> str | None:
+    found = config.get("quantization_config")
+    if isinstance(found, dict):
+        return str(found.get("quant_method", "unknown"))
+    return "modelopt" if (folder / "hf_quant_config.json").is_file() else None
+
+
+def _token_ids(value: object) -> tuple[int, ...]:
+    values = value if isinstance(value, list) else [value]
+    return tuple(item for item in values if isinstance(item, int) and not isinstance(item, bool))
+
+
+def _first_token_id(generation: dict[str, Any], config: dict[str, Any], key: str) -> int | None:
+    found = _token_ids(generation.get(key)) or _token_ids(config.get(key))
+    return found[0] if found else None
+
+
+def _find_eos_token_ids(
+    folder: Path, generation: dict[str, Any], config: dict[str, Any], vocab_size: int
+) -> tuple[int, ...]:
+    """Every id that ends an answer: the model's own, and the token that ends a chat turn."""
+    ids = _token_ids(generation.get("eos_token_id")) or _token_ids(config.get("eos_token_id"))
+    ids += _token_ids(_tokenizer_eos_id(folder))
+    # An id beyond the vocabulary cannot be generated.
+    return tuple(sorted({token_id for token_id in ids if 0 <= token_id < vocab_size}))
+
+
+def _tokenizer_eos_id(folder: Path) -> int | None:
+    config = _read_optional_json(folder / TOKENIZER_CONFIG_NAME)
+    token = config.get("eos_token")
+    content = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(content, str):
+        return None
+    for token_id, entry in (config.get("added_tokens_decoder") or {}).items():
+        if entry.get("content") == content:
+            return int(token_id)
+    tokenizer = _read_optional_json(folder / TOKENIZER_NAME)
+    for entry in tokenizer.get("added_tokens") or []:
+        if entry.get("content") == content:
+            return int(entry["id"])
+    vocab = (tokenizer.get("model") or {}).get("vocab")
+    return vocab.get(content) if isinstance(vocab, dict) else None
+
+
+def _read_optional_json(path: Path) -> dict[str, Any]:
+    return _read_json(path) if path.is_file() else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged(path, f"it is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise damaged(path, "it is not a JSON object")
+    return value

@@ -1,0 +1,149 @@
+"""`deepinfer build`: plan, print the plan, and compile.
+
+The plan goes to stdout and the progress to stderr. `--json` makes stdout one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from deepinfer.checkpoint import Checkpoint
+    from deepinfer.compiler.plan import BuildPlan
+    from deepinfer.compiler.progress import Progress
+    from deepinfer.compiler.wishes import BuildWishes
+
+EXIT_TERMINATED = 143  # 128 + SIGTERM, as shells report it
+
+
+class WishOption(click.Option):
+    """An option whose choices and default stand in the model of wishes."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        from deepinfer.compiler.wishes import BuildWishes, describe_values
+
+        field = BuildWishes.model_fields[str(self.name)]
+        self.metavar = describe_values(field)
+        self.help = f"{field.description}."
+        if field.default is not None and not field.is_required():
+            self.help += f"  [default: {field.default}]"
+        return super().get_help_record(ctx)
+
+
+@click.command()
+@click.option("--model", cls=WishOption)
+@click.option("--revision", cls=WishOption)
+@click.option("--output", cls=WishOption)
+@click.option("--name", cls=WishOption)
+@click.option("--backend", cls=WishOption)
+@click.option("--precision", cls=WishOption)
+@click.option("--kv-cache-precision", cls=WishOption)
+@click.option("--group-size", cls=WishOption)
+@click.option("--target", cls=WishOption)
+@click.option("--max-batch-size", cls=WishOption)
+@click.option("--max-input-len", cls=WishOption)
+@click.option("--max-seq-len", cls=WishOption)
+@click.option("--max-num-tokens", cls=WishOption)
+@click.option(
+    "--recipe",
+    type=click.Path(path_type=Path),
+    help="YAML file with any of these; options override it.",
+)
+@click.option("--dry-run", "is_dry_run", is_flag=True, help="Print the plan, and stop.")
+@click.option("--force", "is_forced", is_flag=True, help="Build even if the engine is up to date.")
+@click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    default=None,
+    help="Run Python code that comes with the checkpoint.",
+)
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+def build(
+    recipe: Path | None, is_dry_run: bool, is_forced: bool, is_json: bool, **flags: Any
+) -> None:
+    """Compile a Hugging Face checkpoint into an engine."""
+    from deepinfer.compiler.report import plan_as_json
+    from deepinfer.compiler.wishes import read_wishes
+
+    wishes = read_wishes(recipe, flags)
+    checkpoint, plan = _make_plan(wishes)
+    if is_dry_run:
+        if is_json:
+            _print_json(plan_as_json(plan))
+        else:
+            _print_plan(plan)
+        return
+    if not is_json:
+        _print_plan(plan)
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    _build(wishes, checkpoint, plan, is_forced=is_forced, is_json=is_json)
+
+
+def _make_plan(wishes: BuildWishes) -> tuple[Checkpoint, BuildPlan]:
+    from deepinfer.compiler.plan import make_plan
+    from deepinfer.compiler.source import find_checkpoint
+    from deepinfer.compiler.target import resolve_target
+    from deepinfer.device import read_machine
+
+    device = resolve_target(wishes.target, read_machine(), _free_disk_bytes(wishes.output))
+    checkpoint = find_checkpoint(wishes.model, wishes.revision)
+    return checkpoint, make_plan(device, checkpoint, wishes)
+
+
+def _build(
+    wishes: BuildWishes,
+    checkpoint: Checkpoint,
+    plan: BuildPlan,
+    *,
+    is_forced: bool,
+    is_json: bool,
+) -> None:
+    from deepinfer.compiler.build import build_engine, load_compiler
+    from deepinfer.compiler.report import result_as_json, result_lines
+    from deepinfer.compiler.source import fetch_weights
+
+    load_compiler(plan).read_versions()  # before anything is downloaded
+    progress = _make_progress()
+    checkpoint = fetch_weights(checkpoint, progress, with_code=plan.trust_remote_code)
+    result = build_engine(plan, checkpoint, wishes.output, progress, is_forced=is_forced)
+    if is_json:
+        _print_json(result_as_json(plan, result))
+        return
+    for line in result_lines(result):
+        click.echo(line)
+
+
+def _make_progress() -> Progress:
+    from deepinfer.compiler.progress import LiveProgress, Progress
+
+    return LiveProgress() if sys.stderr.isatty() else Progress()
+
+
+def _print_plan(plan: BuildPlan) -> None:
+    from deepinfer.compiler.report import PLAN_HEADERS, plan_rows
+    from deepinfer.terminal import print_table
+
+    print_table(plan_rows(plan), headers=PLAN_HEADERS)
+
+
+def _print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+def _free_disk_bytes(output: Path) -> int:
+    """Free bytes on the disk of `output`, or of its nearest parent that exists."""
+    folder = output.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _exit_on_sigterm(*_: object) -> None:
+    raise SystemExit(EXIT_TERMINATED)

@@ -1,0 +1,68 @@
+"""`deepinfer doctor`: print what works on this machine, and the one thing to do about the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from deepinfer.doctor import Finding
+
+COLORS = {"ok": "green", "warning": "yellow", "failed": "red"}
+
+
+@click.command()
+@click.option(
+    "--engine-dir",
+    type=click.Path(path_type=Path),
+    default=Path("engines"),
+    show_default=True,
+    help="Folder of engines to look at.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=8000,
+    show_default=True,
+    help="Port that the server would listen on.",
+)
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def doctor(ctx: click.Context, engine_dir: Path, port: int, is_json: bool) -> None:
+    """Check what works on this machine, and what to do about the rest.
+
+    Exits with 1 only when engines cannot be served on the CPU.
+    """
+    from deepinfer.doctor import can_serve, examine
+
+    findings = examine(engine_dir, port)
+    is_working = can_serve(findings)
+    if is_json:
+        listed = [dataclasses.asdict(finding) for finding in findings]
+        click.echo(json.dumps({"can_serve": is_working, "findings": listed}, indent=2))
+    else:
+        _print_findings(findings)
+        click.echo(_conclusion(findings, is_working=is_working))
+    if not is_working:
+        ctx.exit(1)
+
+
+def _print_findings(findings: list[Finding]) -> None:
+    status_width = max(map(len, COLORS)) + 2
+    topic_width = max(len(finding.topic) for finding in findings) + 2
+    for finding in findings:
+        status = click.style(finding.status.ljust(status_width), fg=COLORS[finding.status])
+        click.echo(f"{status}{finding.topic.ljust(topic_width)}{finding.seen}")
+        if finding.advice:
+            click.echo(f"{' ' * (status_width + topic_width)}-> {finding.advice}")
+
+
+def _conclusion(findings: list[Finding], *, is_working: bool) -> str:
+    verdict = "engines can be served on this CPU" if is_working else "nothing can be served here"
+    counts = Counter(finding.status.value for finding in findings)
+    return f"{verdict}: " + ", ".join(f"{counts[status]} {status}" for status in COLORS)

@@ -1,0 +1,165 @@
+"""`deepinfer serve`: one engine behind OpenAI-compatible routes.
+
+Every option but two is a key of the configuration, which says what it is for, what it takes and
+what it is when nobody says. This module only puts the parts together.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from deepinfer.config import ResolvedConfig, ServeConfig
+    from deepinfer.manifest import EngineFolder
+    from deepinfer.server.state import ServerState
+
+
+class ConfigOption(click.Option):
+    """An option whose type, default and help stand in the configuration's model.
+
+    The value stays text here: it is checked with the other layers, and reported by its source.
+    """
+
+    def __init__(self, declarations: list[str], *, path: str, **attributes: Any) -> None:
+        super().__init__(declarations, **attributes)
+        self.path = path
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        from deepinfer.config import config_fields, value_hint
+
+        field = config_fields()[self.path]
+        default = "" if field.default is None else f"  [default: {field.default}]"
+        self.metavar = value_hint(field)
+        self.help = f"{field.description}.{default}"
+        return super().get_help_record(ctx)
+
+
+@click.command()
+@click.option("--engine-dir", cls=ConfigOption, path="engine.engine_dir")
+@click.option("--model", cls=ConfigOption, path="engine.model")
+@click.option("--host", cls=ConfigOption, path="server.host")
+@click.option("--port", cls=ConfigOption, path="server.port")
+@click.option("--api-key-file", cls=ConfigOption, path="server.api_key_file")
+@click.option("--max-body-bytes", cls=ConfigOption, path="server.max_body_bytes")
+@click.option("--shutdown-timeout", cls=ConfigOption, path="server.shutdown_timeout_s")
+@click.option("--max-waiting-requests", cls=ConfigOption, path="engine.max_waiting_requests")
+@click.option("--kv-cache-gb", cls=ConfigOption, path="engine.kv_cache_gb")
+@click.option("--num-threads", cls=ConfigOption, path="engine.num_threads")
+@click.option("--log-level", cls=ConfigOption, path="logging.level")
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="YAML file with any of these; the environment and options override it.",
+)
+@click.option(
+    "--print-config", "is_print", is_flag=True, help="Print what all sources amount to, and exit."
+)
+@click.pass_context
+def serve(
+    ctx: click.Context, /, config_file: Path | None, is_print: bool, **options: str | None
+) -> None:
+    """Serve an engine behind OpenAI-compatible routes."""
+    resolved = _resolve(ctx.command, config_file, options)
+    if is_print:
+        from deepinfer.config import format_config
+
+        click.echo(format_config(resolved), nl=False)
+        return
+    is_verbose = bool(ctx.find_root().params.get("is_verbose"))
+    _run(resolved.config, log_level="debug" if is_verbose else resolved.config.logging.level)
+
+
+def _resolve(
+    command: click.Command, config_file: Path | None, options: dict[str, str | None]
+) -> ResolvedConfig:
+    from deepinfer.config import Setting, load_config
+
+    flags = [
+        Setting(option.path, value, f"option `{option.opts[0]}`")
+        for option in command.params
+        if isinstance(option, ConfigOption)
+        and option.name is not None
+        and (value := options[option.name]) is not None
+    ]
+    return load_config(config_file, os.environ, flags)
+
+
+def _run(config: ServeConfig, *, log_level: str) -> None:
+    import asyncio
+    import logging
+    import time
+
+    from deepinfer import logs
+    from deepinfer.config import read_api_keys
+    from deepinfer.server.choice import choose_engine
+    from deepinfer.server.listen import base_url, is_public, listen
+
+    logs.configure(log_level)
+    logger = logging.getLogger(__name__)
+    api_keys = read_api_keys(config)
+    engine = choose_engine(config.engine.engine_dir, config.engine.model)
+    with listen(config.server.host, config.server.port) as listener:
+        url = base_url(listener)
+        logger.info("listening on %s", url)
+        if is_public(listener) and not api_keys:
+            logger.warning(
+                "ANYONE who can reach %s may use this server: it listens on a public address and "
+                "asks for no API key; set server.api_key or --api-key-file, or listen on 127.0.0.1",
+                config.server.host,
+            )
+        started_at = time.monotonic()
+        state = _make_state(config, engine, api_keys)
+        logger.info("tokenizer loaded in %.1f s", time.monotonic() - started_at)
+
+        from deepinfer.server import lifetime
+        from deepinfer.server.welcome import describe_server
+
+        def announce() -> None:
+            block = describe_server(state.engines.default, url, needs_key=bool(api_keys))
+            click.echo(block, file=sys.stderr, nl=False)
+
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(lifetime.serve(state, listener, announce))
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop
+    except ImportError:  # there is none for PyPy
+        return None
+    return uvloop.new_event_loop
+
+
+def _make_state(
+    config: ServeConfig, engine: EngineFolder, api_keys: tuple[str, ...]
+) -> ServerState:
+    from deepinfer.device import read_gpus
+    from deepinfer.engine import EngineOptions
+    from deepinfer.runtime.client import EngineClient
+    from deepinfer.server.engines import EngineCatalog, ServedEngine
+    from deepinfer.server.state import ServerState
+    from deepinfer.text.chat_template import ChatTemplate
+    from deepinfer.text.tokenizer import Tokenizer
+
+    kv_cache_gb = config.engine.kv_cache_gb
+    options = EngineOptions(
+        max_waiting=config.engine.max_waiting_requests,
+        kv_cache_bytes=None if kv_cache_gb is None else int(kv_cache_gb * 2**30),
+        num_threads=config.engine.num_threads,
+    )
+    tokenizer = Tokenizer.load(engine.tokenizer_dir)
+    chat_template = ChatTemplate.load(engine.tokenizer_dir)
+    served = ServedEngine(EngineClient(engine, options), tokenizer, chat_template)
+    return ServerState(
+        config=config,
+        engines=EngineCatalog([served]),
+        api_keys=api_keys,
+        read_gpus=read_gpus,
+        gpus=read_gpus(),
+    )

@@ -1,0 +1,4 @@
+"""From a checkpoint to an engine folder: plan, compile, write.
+
+Compiling and serving meet only in the folder that this package writes.
+"""

@@ -1,0 +1,207 @@
+"""One build from plan to published engine folder.
+
+Staging, compiler, manifest and publication come together here, so that whatever goes wrong, there
+is either the whole engine or what was there before.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol, cast
+
+from deepinfer import __version__
+from deepinfer.checkpoint import Checkpoint, digest_source
+from deepinfer.compiler.plan import BuildPlan
+from deepinfer.compiler.progress import Progress
+from deepinfer.compiler.staging import open_staging
+from deepinfer.errors import BuildError, DeepInferError, EngineError
+from deepinfer.manifest import (
+    BackendRecord,
+    BuildRecord,
+    EngineFolder,
+    EngineManifest,
+    ModelRecord,
+    TokenRecord,
+    read_engine,
+    record_files,
+    write_manifest,
+)
+
+COMPILERS = {"openvino": "deepinfer.compiler.openvino"}
+FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL_DISK_BYTES = 1_000_000  # less than this is free when native code fails without saying why
+
+
+class Compiler(Protocol):
+    """What a module of a backend offers. It is imported when a build needs it."""
+
+    def read_versions(self) -> dict[str, str]:
+        """Versions of the libraries that compile, the backend's own first; raises BackendError."""
+
+    def compile_checkpoint(
+        self, plan: BuildPlan, checkpoint: Checkpoint, folder: Path, progress: Progress
+    ) -> None:
+        """Write `payload/` and `tokenizer/` into the empty `folder`; raises BuildError."""
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    engine: EngineFolder
+    was_up_to_date: bool
+
+
+def build_engine(
+    plan: BuildPlan,
+    checkpoint: Checkpoint,
+    output: Path,
+    progress: Progress,
+    *,
+    is_forced: bool = False,
+) -> BuildResult:
+    """Build `output/<plan.name>`, or find that it is what the plan would give.
+
+    Raises BuildError when it cannot, BackendError when libraries are missing; either way, and
+    when interrupted, `output` is left as it was.
+    """
+    compiler = load_compiler(plan)
+    versions = compiler.read_versions()
+    target = output / plan.name
+
+    def say_waiting() -> None:
+        progress.write(f"waiting for another build of `{plan.name}` to finish")
+
+    with open_staging(target, say_waiting) as staging:
+        source_digest = digest_source(checkpoint, with_code=plan.trust_remote_code)
+        if not is_forced and (found := _find_same(target, plan, source_digest, versions)):
+            return BuildResult(found, was_up_to_date=True)
+        started_at = time.monotonic()
+        with _errors_translated(plan, target.parent):
+            compiler.compile_checkpoint(plan, checkpoint, staging.path, progress)
+            with progress.phase("seal", "digests, manifest, flush to disk"):
+                build = _record_build(plan, time.monotonic() - started_at)
+                manifest = _make_manifest(
+                    plan, checkpoint, staging.path, source_digest, versions, build
+                )
+                write_manifest(staging.path, manifest)
+                staging.publish()
+    return BuildResult(EngineFolder(path=target, manifest=manifest), was_up_to_date=False)
+
+
+def load_compiler(plan: BuildPlan) -> Compiler:
+    return cast(Compiler, importlib.import_module(COMPILERS[plan.backend]))
+
+
+def measure_peak_memory() -> int:
+    """The most memory that this process has held so far, in bytes, mapped files included."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _find_same(
+    target: Path, plan: BuildPlan, source_digest: str, versions: dict[str, str]
+) -> EngineFolder | None:
+    try:
+        engine = read_engine(target)
+    except EngineError:
+        return None  # there is none, or it is damaged and will be replaced
+    manifest = engine.manifest
+    is_same = (
+        manifest.build.plan_digest == plan.digest
+        and manifest.model.source_digest == source_digest
+        and manifest.backend.version == versions[plan.backend]
+        and all((target / name).is_file() for name in manifest.files)
+    )
+    return engine if is_same else None
+
+
+def _record_build(plan: BuildPlan, duration_s: float) -> BuildRecord:
+    return BuildRecord(
+        deepinfer_version=__version__,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        duration_s=round(duration_s, 2),
+        peak_memory_bytes=measure_peak_memory(),
+        plan_digest=plan.digest,
+        choices=plan.automatic_choices,
+    )
+
+
+def _make_manifest(
+    plan: BuildPlan,
+    checkpoint: Checkpoint,
+    folder: Path,
+    source_digest: str,
+    versions: dict[str, str],
+    build: BuildRecord,
+) -> EngineManifest:
+    libraries = {name: version for name, version in versions.items() if name != plan.backend}
+    return EngineManifest(
+        name=plan.name,
+        model=ModelRecord(
+            id=checkpoint.id,
+            revision=checkpoint.revision,
+            architecture=checkpoint.architecture,
+            num_parameters=checkpoint.num_parameters,
+            source_digest=source_digest,
+            trust_remote_code=plan.trust_remote_code,
+        ),
+        backend=BackendRecord(
+            name=plan.backend,
+            version=versions[plan.backend],
+            libraries=libraries,
+            settings=plan.settings,
+        ),
+        precision=plan.precision,
+        kv_cache_precision=plan.kv_cache_precision,
+        kv_bytes_per_token=plan.kv_bytes_per_token,
+        target=plan.target,
+        limits=plan.limits,
+        parallelism=plan.parallelism,
+        tokens=TokenRecord(
+            vocab_size=checkpoint.dims.vocab_size,
+            bos_token_id=checkpoint.bos_token_id,
+            pad_token_id=checkpoint.pad_token_id,
+            eos_token_ids=checkpoint.eos_token_ids,
+        ),
+        files=record_files(folder),
+        build=build,
+    )
+
+
+@contextmanager
+def _errors_translated(plan: BuildPlan, output: Path) -> Iterator[None]:
+    """Turn whatever libraries and the system raise into one line with a way out."""
+    try:
+        yield
+    except DeepInferError:
+        raise
+    except MemoryError as error:
+        raise BuildError(
+            f"the build of `{plan.name}` ran out of memory",
+            hint="close other programs, or build it on a larger machine",
+        ) from error
+    except Exception as error:
+        if _is_disk_full(error, output):
+            raise BuildError(
+                f"the disk is full: `{output}` cannot hold the build of `{plan.name}`",
+                hint="free some, or choose another disk with `--output`",
+            ) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BuildError(
+            f"the build of `{plan.name}` failed: {reason}",
+            hint="`deepinfer --verbose build ...` shows what the libraries said",
+        ) from error
+
+
+def _is_disk_full(error: Exception, output: Path) -> bool:
+    if isinstance(error, OSError) and error.errno in FULL_DISK_ERRNOS:
+        return True
+    return shutil.disk_usage(output).free < FULL_DISK_BYTES

@@ -1,0 +1,186 @@
+"""From what `--model` says to a checkpoint on this machine: the sample, a folder, or the hub.
+
+The hub is asked for small files first; a plan needs no more. Weights are fetched when a build
+begins, and only safetensors are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from deepinfer.checkpoint import SMALL_FILE_NAMES, Checkpoint, read_checkpoint
+from deepinfer.compiler.progress import Progress
+from deepinfer.errors import BackendError, CheckpointError
+from deepinfer.weights import Tensor, Weights, are_weights_complete, sum_up_weights
+
+SAMPLE_NAME = "sample"
+SAMPLE_DIR = Path(__file__).parent.parent / "sample"
+HUB_ID_PATTERN = re.compile(r"[\w.-]+(/[\w.-]+)?")
+CODE_PATTERN = "*.py"
+
+
+def find_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
+    """Read what `model` names, without its weights' bytes. Raises CheckpointError."""
+    if model == SAMPLE_NAME:
+        _refuse_revision(revision, "the sample")
+        return read_checkpoint(SAMPLE_DIR, model_id=SAMPLE_NAME)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        _refuse_revision(revision, "a folder")
+        return read_checkpoint(path)
+    if path.is_file():
+        raise CheckpointError(
+            f"`{model}` is a file", hint="give the folder with config.json and the safetensors"
+        )
+    if not HUB_ID_PATTERN.fullmatch(model) or model.startswith("."):
+        raise CheckpointError(
+            f"there is no folder `{model}`",
+            hint="`--model <hub id | folder | sample>`, such as `Qwen/Qwen2.5-0.5B-Instruct`",
+        )
+    return _find_on_hub(model, revision)
+
+
+def fetch_weights(
+    checkpoint: Checkpoint, progress: Progress, *, with_code: bool = False
+) -> Checkpoint:
+    """The checkpoint with its weights on this machine; downloads what is missing."""
+    if checkpoint.has_weights and not with_code:
+        return checkpoint
+    if checkpoint.revision is None:
+        return checkpoint
+    patterns = [*SMALL_FILE_NAMES, *checkpoint.weights.files]
+    if with_code:
+        patterns.append(CODE_PATTERN)
+    with (
+        progress.phase("download", f"{checkpoint.id} from the hub"),
+        _hub_errors_translated(checkpoint.id, checkpoint.revision),
+    ):
+        folder = _import_hub().snapshot_download(
+            checkpoint.id,
+            revision=checkpoint.revision,
+            allow_patterns=patterns,
+            tqdm_class=_make_progress_bar(progress),
+        )
+    return read_checkpoint(Path(folder), model_id=checkpoint.id, revision=checkpoint.revision)
+
+
+def _refuse_revision(revision: str | None, what: str) -> None:
+    if revision is not None:
+        raise CheckpointError(f"`--revision {revision}` is for models on the hub, not for {what}")
+
+
+def _find_on_hub(repo_id: str, revision: str | None) -> Checkpoint:
+    hub = _import_hub()
+    with _hub_errors_translated(repo_id, revision):
+        folder = Path(
+            hub.snapshot_download(
+                repo_id,
+                revision=revision,
+                allow_patterns=list(SMALL_FILE_NAMES),
+                tqdm_class=_make_progress_bar(Progress()),
+            )
+        )
+        commit = folder.name
+        weights = None
+        if not are_weights_complete(folder):
+            weights = _read_remote_weights(hub, repo_id, commit)
+    return read_checkpoint(folder, model_id=repo_id, revision=commit, weights=weights)
+
+
+def _read_remote_weights(hub: Any, repo_id: str, commit: str) -> Weights:
+    metadata = hub.get_safetensors_metadata(repo_id, revision=commit)
+    tensors = [
+        Tensor(
+            name=name,
+            dtype=info.dtype,
+            num_elements=info.parameter_count,
+            num_bytes=info.data_offsets[1] - info.data_offsets[0],
+        )
+        for file in metadata.files_metadata.values()
+        for name, info in file.tensors.items()
+    ]
+    return sum_up_weights(sorted(metadata.files_metadata), tensors)
+
+
+def _import_hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise BackendError(
+            "reading a model from the hub needs huggingface-hub, which is not installed",
+            hint="pip install 'deepinfer[openvino-build]'",
+        ) from None
+    # Its warnings, such as those about retries, end in an error of ours or in nothing.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    return huggingface_hub
+
+
+@contextlib.contextmanager
+def _hub_errors_translated(repo_id: str, revision: str | None) -> Iterator[None]:
+    import httpx
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise CheckpointError(
+            f"`{repo_id}` is gated: its owners let in only those who accepted their terms",
+            hint=f"accept them at https://huggingface.co/{repo_id}, then `hf auth login`",
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"there is no model `{repo_id}` on the hub, or it is private",
+            hint="check the spelling; for a private model, `hf auth login`",
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise CheckpointError(
+            f"`{repo_id}` has no revision `{revision}`",
+            hint="leave `--revision` away for the newest",
+        ) from error
+    except errors.NotASafetensorsRepoError as error:
+        raise CheckpointError(
+            f"`{repo_id}` has no safetensors",
+            hint="choose a model or a revision with safetensors; pickled weights can run code",
+        ) from error
+    except (
+        errors.LocalEntryNotFoundError,
+        errors.OfflineModeIsEnabled,
+        httpx.TransportError,
+    ) as error:
+        raise CheckpointError(
+            f"`{repo_id}` is not on this machine, and the hub cannot be reached",
+            hint=f"run `hf download {repo_id} --local-dir <folder>` where there is a network, then "
+            "`--model <folder>` here",
+        ) from error
+    except errors.HfHubHTTPError as error:
+        raise CheckpointError(
+            f"the hub answers {error.response.status_code} for `{repo_id}`", hint="try again later"
+        ) from error
+    except (errors.HFValidationError, errors.SafetensorsParsingError) as error:
+        raise CheckpointError(" ".join(str(error).split()).rstrip(".")) from error
+
+
+def _make_progress_bar(progress: Progress) -> type:
+    """A class for the hub's downloader that counts bytes and draws nothing of its own."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    class ByteCounter(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "file": io.StringIO()})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            shown: bool | None = super().update(n)
+            if self.unit == "B":
+                progress.advance(int(self.n), int(self.total or 0))
+            return shown
+
+    # The default lock would start a process of its own.
+    ByteCounter.set_lock(threading.RLock())
+    return ByteCounter

@@ -1,0 +1,63 @@
+"""Writes an engine's `tokenizer/`: what the API process needs to turn text into tokens and back.
+
+Every checkpoint ends up in the same shape: a `tokenizer.json`, and the chat template in a file of
+its own, wherever it was before.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from deepinfer.checkpoint import (
+    CHAT_TEMPLATE_NAME,
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    TOKENIZER_CONFIG_NAME,
+    TOKENIZER_NAME,
+    Checkpoint,
+    find_chat_template,
+)
+from deepinfer.errors import BuildError
+
+COPIED_NAMES = (CONFIG_NAME, GENERATION_CONFIG_NAME, "special_tokens_map.json")
+
+
+def write_tokenizer(checkpoint: Checkpoint, folder: Path, trust_remote_code: bool) -> None:
+    """Make `folder` and fill it. Raises BuildError for a tokenizer that cannot be converted."""
+    folder.mkdir()
+    source = checkpoint.folder
+    for name in COPIED_NAMES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    if (source / TOKENIZER_NAME).is_file():
+        shutil.copyfile(source / TOKENIZER_NAME, folder / TOKENIZER_NAME)
+    else:
+        _convert_slow_tokenizer(source, folder / TOKENIZER_NAME, trust_remote_code)
+    template = find_chat_template(source)
+    if template is not None:
+        (folder / CHAT_TEMPLATE_NAME).write_text(template, encoding="utf-8")
+    if (source / TOKENIZER_CONFIG_NAME).is_file():
+        config = json.loads((source / TOKENIZER_CONFIG_NAME).read_text(encoding="utf-8"))
+        config.pop("chat_template", None)
+        text = json.dumps(config, ensure_ascii=False, indent=2)
+        (folder / TOKENIZER_CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def _convert_slow_tokenizer(source: Path, path: Path, trust_remote_code: bool) -> None:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+        tokenizer.backend_tokenizer.save(str(path))
+    except Exception as error:
+        # transformers fails in as many ways as there are tokenizers.
+        reason = " ".join(str(error).split())
+        raise BuildError(
+            f"the checkpoint has no {TOKENIZER_NAME}, and its tokenizer cannot be converted: "
+            f"{reason}",
+            hint=f"save it once with transformers, and put {TOKENIZER_NAME} beside the weights",
+        ) from error

@@ -1,0 +1,106 @@
+"""What a user asks of a build: flags over a recipe over defaults, each default written once.
+
+Recipes are YAML files whose keys are the names of the flags. What can be met is for the planner to
+say; this module only refuses what has no meaning at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from deepinfer.errors import ConfigError
+from deepinfer.validation import describe_rule, show_value, suggest
+
+Precision = Literal["auto", "fp32", "fp16", "bf16", "fp8", "nvfp4", "int8", "int4"]
+KvCachePrecision = Literal["auto", "fp32", "fp16", "bf16", "fp8", "int8"]
+BackendWish = Literal["auto", "tensorrt-llm", "openvino"]
+
+AS_ASKED = "as asked"  # the reason of a choice that was a wish
+
+
+class BuildWishes(BaseModel):
+    """One build as asked for. None and `auto` leave the choice to the planner."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(min_length=1, description="Hub id, folder, or `sample`")
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub")
+    output: Path = Field(Path("engines"), description="Folder of engines")
+    name: str | None = Field(None, description="Name of the engine; from the model when not given")
+    backend: BackendWish = Field("auto", description="Library that compiles and runs the engine")
+    precision: Precision = Field("auto", description="Type of the weights")
+    kv_cache_precision: KvCachePrecision = Field("auto", description="Type of the KV cache")
+    group_size: int | None = Field(None, ge=1, description="Weights that share a scale, for int4")
+    target: str = Field("auto", description="Device: `cpu`, or a GPU by name or compute capability")
+    max_batch_size: int | None = Field(None, ge=1, description="Sequences that run at once")
+    max_input_len: int | None = Field(None, ge=1, description="Tokens of the longest prompt")
+    max_seq_len: int | None = Field(None, ge=2, description="Tokens of prompt and answer")
+    max_num_tokens: int | None = Field(None, ge=1, description="Tokens computed in one step")
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that comes with the checkpoint"
+    )
+
+
+def describe_values(field: FieldInfo) -> str:
+    """What a value of `field` looks like, for `--help`."""
+    kind = field.annotation
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    if kind is Path:
+        return "FOLDER"
+    return "N" if int in get_args(kind) else "TEXT"
+
+
+def read_wishes(recipe: Path | None, flags: Mapping[str, Any]) -> BuildWishes:
+    """Merge `flags` over `recipe`; a flag that is None was not given.
+
+    Raises ConfigError for a recipe that cannot be read, an unknown key or a value of a wrong kind.
+    """
+    wishes = _read_recipe(recipe) if recipe else {}
+    wishes.update({key: value for key, value in flags.items() if value is not None})
+    if "model" not in wishes:
+        raise ConfigError(
+            "no model is given",
+            hint="`--model <hub id | folder | sample>`, or `model:` in the recipe",
+        )
+    try:
+        return BuildWishes.model_validate(wishes)
+    except ValidationError as error:
+        raise _as_config_error(error, recipe) from error
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read recipe `{path}`: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"recipe `{path}` is not YAML: {reason}") from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(
+            f"recipe `{path}` is not a mapping of keys to values",
+            hint="write one `key: value` a line, such as `precision: int8`",
+        )
+    for key in loaded:
+        if key not in BuildWishes.model_fields:
+            raise ConfigError(
+                f"recipe `{path}` has an unknown key `{key}`",
+                hint=suggest(str(key).replace("-", "_"), BuildWishes.model_fields),
+            )
+    return loaded
+
+
+def _as_config_error(error: ValidationError, recipe: Path | None) -> ConfigError:
+    first = error.errors()[0]
+    key = str(first["loc"][0])
+    source = f"flags or recipe `{recipe}`" if recipe else "flags"
+    return ConfigError(
+        f"`{key}` {describe_rule(first)}; {source} give {show_value(first['input'])}"
+    )

@@ -1,0 +1,298 @@
+"""What an operator decides about a server: defaults < YAML < DEEPINFER_* environment < flags.
+
+One frozen model says every key, its type, its bounds, its default and what it is for; the command
+line, the docs and the tests read them from there. A key is addressed by its path, `server.port`,
+in the environment by `DEEPINFER_SERVER_PORT`. Each value remembers where it came from, so that a
+wrong one is reported at its source. This module knows no command line and no server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+
+from deepinfer.errors import ConfigError
+from deepinfer.validation import describe_rule, show_value, suggest
+
+ENVIRONMENT_PREFIX = "DEEPINFER_"
+MASK = "********"
+NULL_TAG = "tag:yaml.org,2002:null"
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServerSection(Section):
+    """Where to listen, and what every request must keep to."""
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on")
+    port: int = Field(
+        default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one"
+    )
+    api_key: SecretStr | None = Field(
+        default=None, min_length=1, description="Key that clients must send; none: no key is needed"
+    )
+    api_key_file: Path | None = Field(
+        default=None,
+        description="File with further keys, one a line; lines that start with # are skipped",
+    )
+    max_body_bytes: int = Field(
+        default=8 * 2**20,
+        ge=1024,
+        description="Largest request body; a larger one is refused with 413",
+    )
+    shutdown_timeout_s: float = Field(
+        default=45.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds that running requests have to finish after SIGTERM",
+    )
+
+
+class EngineSection(Section):
+    """Which engine to load, and what its process may take."""
+
+    engine_dir: Path = Field(
+        default=Path("engines"), description="One engine, or a folder of engines"
+    )
+    model: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Engine name or model id, when the folder holds several",
+    )
+    max_waiting_requests: int = Field(
+        default=1024,
+        ge=1,
+        description="Sequences that may wait for the engine; more are refused with 429",
+    )
+    kv_cache_gb: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Size of the KV cache in GiB; none: what full batches need and memory allows",
+    )
+    num_threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of the engine; none: every CPU it may use"
+    )
+
+
+class LoggingSection(Section):
+    level: LogLevel = Field(default="info", description="Least severe level that is logged")
+
+    @field_validator("level", mode="before")
+    @classmethod
+    def _ignore_case(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+
+class ServeConfig(Section):
+    """Everything that `deepinfer serve` can be told."""
+
+    server: ServerSection = ServerSection()
+    engine: EngineSection = EngineSection()
+    logging: LoggingSection = LoggingSection()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value that somebody gave, and where: "`--port`", "`configs/cpu.yaml` line 3"."""
+
+    path: str
+    value: Any
+    source: str
+
+
+@dataclass(frozen=True)
+class ResolvedConfig:
+    """The outcome, with the source of each value that is not a default, by path."""
+
+    config: ServeConfig
+    sources: Mapping[str, str]
+
+
+def config_fields() -> dict[str, FieldInfo]:
+    """Every key by its path, in the order in which it is written down."""
+    return {
+        f"{section}.{key}": field
+        for section, info in ServeConfig.model_fields.items()
+        for key, field in _section_type(info).model_fields.items()
+    }
+
+
+def _section_type(info: FieldInfo) -> type[Section]:
+    assert isinstance(info.annotation, type) and issubclass(info.annotation, Section)
+    return info.annotation
+
+
+def environment_name(path: str) -> str:
+    """The variable for a key: `server.port` is read from `DEEPINFER_SERVER_PORT`."""
+    return ENVIRONMENT_PREFIX + path.replace(".", "_").upper()
+
+
+def value_hint(field: FieldInfo) -> str:
+    """What kind of value a key takes, for help and documentation: "INTEGER", "debug|info"."""
+    kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
+    if kinds and all(isinstance(kind, str) for kind in kinds):
+        return "|".join(kinds)
+    kind = kinds[0] if kinds else field.annotation
+    names = {str: "TEXT", int: "INTEGER", float: "NUMBER", Path: "PATH", SecretStr: "TEXT"}
+    return names[kind]  # type: ignore[index]
+
+
+def load_config(
+    file: Path | None, environment: Mapping[str, str], flags: Iterable[Setting]
+) -> ResolvedConfig:
+    """Merge the layers and check the outcome. Raises ConfigError, naming the source."""
+    from_file = read_config_file(file) if file is not None else ()
+    # A later layer replaces what an earlier one says about the same key.
+    settings = {
+        setting.path: setting
+        for layer in (from_file, read_environment(environment), flags)
+        for setting in layer
+    }
+    nested: dict[str, dict[str, Any]] = {}
+    for setting in settings.values():
+        section, key = setting.path.split(".")
+        nested.setdefault(section, {})[key] = setting.value
+    try:
+        config = ServeConfig.model_validate(nested)
+    except ValidationError as error:
+        raise _explain(error, settings) from None
+    return ResolvedConfig(config, {path: setting.source for path, setting in settings.items()})
+
+
+def _explain(error: ValidationError, settings: Mapping[str, Setting]) -> ConfigError:
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"][:2])
+    setting = settings[path]
+    given = "" if _is_secret(config_fields()[path]) else f"; {show_value(setting.value)} was given"
+    return ConfigError(
+        f"{setting.source}: `{path}` {describe_rule(first)}{given}",
+        hint=f"{path}: {config_fields()[path].description}",
+    )
+
+
+def read_environment(environment: Mapping[str, str]) -> Iterator[Setting]:
+    """The settings in DEEPINFER_* variables. Raises ConfigError for a variable without a key."""
+    paths = {environment_name(path): path for path in config_fields()}
+    for name, value in environment.items():
+        if not name.startswith(ENVIRONMENT_PREFIX):
+            continue
+        if name not in paths:
+            raise ConfigError(
+                f"unknown environment variable `{name}`",
+                hint=suggest(name, paths),
+            )
+        yield Setting(paths[name], value, f"environment variable `{name}`")
+
+
+def read_config_file(file: Path) -> list[Setting]:
+    """The settings in a YAML file. Raises ConfigError with the line of what is wrong."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"cannot read the configuration file `{file}`: {reason}") from error
+    try:
+        return list(_ConfigFile(file, text).read())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"`{file}`{where}: not valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"`{file}`: not valid YAML: {str(error).splitlines()[0]}") from error
+
+
+class _ConfigFile:
+    """Walks the nodes of a YAML file instead of loading it, to know the line of everything."""
+
+    def __init__(self, file: Path, text: str) -> None:
+        self._file = file
+        self._loader = yaml.SafeLoader(text)
+
+    def read(self) -> Iterator[Setting]:
+        root = self._loader.get_single_node()
+        if root is None:
+            return
+        known = config_fields()
+        for section, at, section_node in self._items(root, "the file"):
+            if section not in ServeConfig.model_fields:
+                self._fail(at, "unknown section", section, ServeConfig.model_fields)
+            if section_node.tag == NULL_TAG:
+                continue
+            for key, at, node in self._items(section_node, f"`{section}`"):
+                path = f"{section}.{key}"
+                if path not in known:
+                    self._fail(at, "unknown key", path, known)
+                yield Setting(path, self._loader.construct_object(node, deep=True), at)
+
+    def _items(self, node: yaml.Node, name: str) -> Iterator[tuple[str, str, yaml.Node]]:
+        """Each key, where it stands, and the node of its value."""
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError(f"{self._at(node)}: {name} must hold keys and values")
+        seen: set[str] = set()
+        for key_node, value_node in node.value:
+            at, key = self._at(key_node), str(key_node.value)
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError(f"{at}: a key must be a word")
+            if key in seen:
+                raise ConfigError(f"{at}: `{key}` is given twice")
+            seen.add(key)
+            yield key, at, value_node
+
+    def _at(self, node: yaml.Node) -> str:
+        return f"`{self._file}` line {node.start_mark.line + 1}"
+
+    def _fail(self, at: str, what: str, name: str, known: Iterable[str]) -> NoReturn:
+        raise ConfigError(f"{at}: {what} `{name}`", hint=suggest(name, known))
+
+
+def read_api_keys(config: ServeConfig) -> tuple[str, ...]:
+    """Every key that the server accepts; none when it asks for none. Raises ConfigError."""
+    keys = [config.server.api_key.get_secret_value()] if config.server.api_key else []
+    file = config.server.api_key_file
+    if file is None:
+        return tuple(keys)
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"cannot read the key file `{file}`: {reason}") from error
+    from_file = [line for line in lines if line and not line.startswith("#")]
+    if not from_file:
+        # Serving without a key because its file happens to be empty would be a nasty surprise.
+        raise ConfigError(f"the key file `{file}` holds no key", hint="write one key a line")
+    return (*keys, *from_file)
+
+
+def format_config(resolved: ResolvedConfig) -> str:
+    """The outcome as YAML, each value with its source, secrets masked."""
+    lines: list[str] = []
+    for path, field in config_fields().items():
+        section, key = path.split(".")
+        if f"{section}:" not in lines:
+            lines.append(f"{section}:")
+        value = getattr(getattr(resolved.config, section), key)
+        if value is not None and _is_secret(field):
+            value = MASK
+        source = resolved.sources.get(path, "default").replace("`", "")
+        lines.append(f"  {key}: {_to_yaml(value)}  # {source}")
+    return "\n".join(lines) + "\n"
+
+
+def _to_yaml(value: object) -> str:
+    plain = str(value) if isinstance(value, Path) else value
+    return yaml.safe_dump(plain, default_flow_style=True, width=10_000).split("\n")[0]
+
+
+def _is_secret(field: FieldInfo) -> bool:
+    return SecretStr in get_args(field.annotation)

@@ -1,0 +1,1 @@
+"""The HTTP side: from bytes to GenerationRequests, and from TokenChunks back to bytes."""

@@ -1,0 +1,40 @@
+"""The application: routes and middleware put together around one server's state."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+
+from deepinfer import __version__
+from deepinfer.errors import RequestError
+from deepinfer.server.auth import KeyCheck
+from deepinfer.server.context import RequestContext
+from deepinfer.server.disconnect import CancelOnDisconnect
+from deepinfer.server.errors import handle_http_exception, handle_request_error
+from deepinfer.server.openapi import build_openapi
+from deepinfer.server.routes import chat, completions, gpu, health, models
+from deepinfer.server.state import ServerState
+
+
+def create_app(state: ServerState) -> FastAPI:
+    """The ASGI application for `state`. It starts and stops nothing."""
+    app = FastAPI(
+        title="DeepInfer",
+        version=__version__,
+        description="OpenAI-compatible routes in front of a compiled inference engine",
+        # The interactive pages would fetch scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    for route in (health, gpu, models, completions, chat):
+        app.include_router(route.make_router(state))
+    app.add_exception_handler(RequestError, handle_request_error)
+    app.add_exception_handler(HTTPException, handle_http_exception)
+    # The last one added is the outermost.
+    app.add_middleware(CancelOnDisconnect)
+    app.add_middleware(KeyCheck, keys=state.api_keys)
+    app.add_middleware(RequestContext, state=state)
+    document = build_openapi(app)
+    app.openapi = lambda: document  # type: ignore[method-assign]
+    return app

@@ -1,0 +1,116 @@
+"""The one generation path: a plan's sequences run on an engine and come back as pieces of text.
+
+Whoever collects an answer drains the same stream that others send on as it comes. Closing the
+stream cancels what still runs. This module knows neither HTTP nor the shape of any answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from typing import Literal
+
+import msgspec
+
+from deepinfer.errors import InternalError
+from deepinfer.generation import FinishReason, TokenChunk, Usage
+from deepinfer.server.engines import ServedEngine
+from deepinfer.server.prepare import Choice, Plan
+from deepinfer.server.record import RequestRecord
+
+
+class Delta(msgspec.Struct, frozen=True, gc=False):
+    """What one choice has gained: some text, its finish reason, or both."""
+
+    index: int
+    text: str
+    finish_reason: FinishReason | None
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """One choice, whole."""
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+
+
+class Generation:
+    """A plan being carried out, once. What it comes to is noted in `record` for the log."""
+
+    def __init__(self, engine: ServedEngine, plan: Plan, record: RequestRecord) -> None:
+        self._engine = engine
+        self._plan = plan
+        self._record = record
+        self._by_request_id = {choice.request.request_id: choice for choice in plan.choices}
+        self._num_unfinished = len(plan.choices)
+
+    @property
+    def num_choices(self) -> int:
+        return len(self._plan.choices)
+
+    @property
+    def usage(self) -> Usage:
+        """Exact once the generation has ended; every token that was generated for an answer."""
+        outputs = (choice.output for choice in self._plan.choices)
+        return Usage(self._plan.prompt_tokens, sum(out.completion_tokens for out in outputs))
+
+    async def deltas(self) -> AsyncGenerator[list[Delta], None]:
+        """What each wake-up brings; the list is empty when tokens came that show no text yet.
+
+        Ends when every choice has had its finish reason. Raises a RequestError: before the first
+        item when the engine does not take the requests, later when it fails under them.
+        """
+        requests = [choice.request for choice in self._plan.choices]
+        try:
+            async with aclosing(self._engine.client.generate(requests)) as stream:
+                async for chunks in stream:
+                    if self._record.time_to_first_token_s is None:
+                        self._record.time_to_first_token_s = self._record.elapsed_s
+                    yield self._advance(chunks)
+                    if not self._num_unfinished:
+                        return
+        finally:
+            self._note_outcome()
+
+    async def collect(self) -> list[Answer]:
+        """Every choice whole, in order."""
+        texts: list[list[str]] = [[] for _ in self._plan.choices]
+        async with aclosing(self.deltas()) as stream:
+            async for deltas in stream:
+                for delta in deltas:
+                    texts[delta.index].append(delta.text)
+        return [
+            Answer("".join(pieces), _finish_reason(choice))
+            for pieces, choice in zip(texts, self._plan.choices, strict=True)
+        ]
+
+    def _advance(self, chunks: Iterable[TokenChunk]) -> list[Delta]:
+        """What the chunks add to each choice, whatever number of them a slow reader let pile up."""
+        texts: dict[int, str] = {}
+        for chunk in chunks:
+            choice = self._by_request_id[chunk.request_id]
+            output = choice.output
+            has_ended = output.finish_reason is not None
+            if has_ended:
+                continue  # by a stop string, of which the engine has yet to hear
+            if chunk.finish_reason is FinishReason.ERROR:
+                raise InternalError(chunk.message or "The engine could not finish this request")
+            texts[choice.index] = texts.get(choice.index, "") + output.push(chunk)
+            if output.finish_reason is not None:
+                self._num_unfinished -= 1
+        reasons = [self._plan.choices[index].output.finish_reason for index in texts]
+        return [
+            Delta(index, text, reason)
+            for (index, text), reason in zip(texts.items(), reasons, strict=True)
+            if text or reason is not None
+        ]
+
+    def _note_outcome(self) -> None:
+        reasons = (choice.output.finish_reason for choice in self._plan.choices)
+        self._record.usage = self.usage
+        self._record.finish_reasons = [reason or FinishReason.CANCELLED for reason in reasons]
+
+
+def _finish_reason(choice: Choice) -> Literal["stop", "length"]:
+    assert choice.output.finish_reason is not None, "collected before the choice ended"
+    return "length" if choice.output.finish_reason is FinishReason.LENGTH else "stop"

@@ -1,0 +1,146 @@
+"""One server's life: listen, load, serve, drain, end.
+
+The API answers from the first moment, so that a client sees how far the loading is. A signal ends
+it: no more work is taken, running requests have some time to finish, a second signal takes that
+time away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import time
+from collections.abc import Callable, Generator
+
+import uvicorn
+
+from deepinfer.server.app import create_app
+from deepinfer.server.listen import BACKLOG
+from deepinfer.server.state import ServerState
+
+logger = logging.getLogger(__name__)
+
+# Longer than common clients keep idle connections, so that it is they who close them.
+KEEP_ALIVE_S = 75
+# For responses to reach their readers once every generation has ended.
+FLUSH_TIMEOUT_S = 5
+
+
+class _HttpServer(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave the signals alone: what they mean is decided here, not there."""
+        yield
+
+
+class _StopSignals:
+    """Counts the requests to stop: the first one drains, the second one does not wait."""
+
+    def __init__(self, state: ServerState) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+        self._state = state
+
+    def install(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._receive, number)
+
+    def _receive(self, number: signal.Signals) -> None:
+        if self.first.is_set():
+            logger.warning("%s again: ending now", number.name)
+            self.second.set()
+            return
+        timeout_s = self._state.config.server.shutdown_timeout_s
+        logger.info("%s: running requests have %g s to finish", number.name, timeout_s)
+        self._state.is_draining = True
+        self.first.set()
+
+
+async def serve(state: ServerState, listener: socket.socket, announce: Callable[[], None]) -> None:
+    """Run until a signal comes and all is drained; call `announce` when the engines are ready.
+
+    Raises BackendError or EngineError when an engine cannot be loaded.
+    """
+    signals = _StopSignals(state)
+    signals.install()
+    server = _make_server(state)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    serving.add_done_callback(lambda _: signals.first.set())
+    try:
+        await _load_and_wait(state, signals, announce)
+    finally:
+        await _drain(state, signals)
+        server.should_exit = True
+        server.force_exit = signals.second.is_set()
+        await serving
+    logger.info("stopped")
+
+
+def _make_server(state: ServerState) -> _HttpServer:
+    return _HttpServer(
+        uvicorn.Config(
+            create_app(state),
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=FLUSH_TIMEOUT_S,
+        )
+    )
+
+
+async def _load_and_wait(
+    state: ServerState, signals: _StopSignals, announce: Callable[[], None]
+) -> None:
+    loading = asyncio.create_task(_load(state))
+    stopping = asyncio.create_task(signals.first.wait())
+    try:
+        await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            loading.result()
+            announce()
+            await stopping
+    finally:
+        loading.cancel()
+        stopping.cancel()
+
+
+async def _load(state: ServerState) -> None:
+    started_at = time.monotonic()
+    clients = [engine.client for engine in state.engines]
+    for client in clients:
+        await client.start()
+    for client in clients:
+        await client.wait_ready()
+    logger.info("ready after %.1f s", time.monotonic() - started_at)
+
+
+async def _drain(state: ServerState, signals: _StopSignals) -> None:
+    has_requests = signals.first.is_set()
+    state.is_draining = True
+    timeout_s = state.config.server.shutdown_timeout_s if has_requests else 0
+    closing = asyncio.create_task(_close_engines(state, timeout_s))
+    hurrying = asyncio.create_task(signals.second.wait())
+    await asyncio.wait((closing, hurrying), return_when=asyncio.FIRST_COMPLETED)
+    hurrying.cancel()
+    if closing.done():
+        closing.result()
+        return
+    closing.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await closing
+    await _close_engines(state, 0)
+
+
+async def _close_engines(state: ServerState, timeout_s: float) -> None:
+    await asyncio.gather(*(engine.client.close(timeout_s) for engine in state.engines))

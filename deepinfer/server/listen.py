@@ -1,0 +1,63 @@
+"""The socket that a server listens on, taken before anything slow begins, and its address."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+
+from deepinfer.errors import ConfigError
+
+BACKLOG = 2048
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ConfigError when the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise ConfigError(
+            f"cannot listen on `{host}`: {(error.strerror or str(error)).lower()}",
+            hint="set another with `--host`",
+        ) from None
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise _explain(error, host, port) from None
+    return listener
+
+
+def _explain(error: OSError, host: str, port: int) -> ConfigError:
+    if error.errno == errno.EADDRINUSE:
+        return ConfigError(
+            f"port {port} of {host} is already in use",
+            hint="choose another with `--port`; 0 takes a free one",
+        )
+    reason = (error.strerror or str(error)).lower()
+    return ConfigError(f"cannot listen on port {port} of {host}: {reason}")
+
+
+def is_public(listener: socket.socket) -> bool:
+    """Whether other machines can reach it."""
+    return not ipaddress.ip_address(_address(listener)).is_loopback
+
+
+def base_url(listener: socket.socket) -> str:
+    """The URL to give to a client on this machine."""
+    address = ipaddress.ip_address(_address(listener))
+    if address.is_unspecified:
+        host = "localhost"
+    else:
+        host = f"[{address}]" if address.version == 6 else str(address)
+    return f"http://{host}:{listener.getsockname()[1]}"
+
+
+def _address(listener: socket.socket) -> str:
+    address: str = listener.getsockname()[0]
+    return address.partition("%")[0]  # without the zone of a link-local address

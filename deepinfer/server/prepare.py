@@ -1,0 +1,188 @@
+"""From a request's body to the token sequences that an engine is asked for.
+
+Here are the checks that need an engine: the prompt's length, the room for the answer, the ids of
+tokens. What comes out is final: no default and no doubt is left for those who run it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+
+from deepinfer.errors import ContextLengthExceeded, InvalidValue
+from deepinfer.generation import GenerationRequest, SamplingParams
+from deepinfer.server.engines import ServedEngine
+from deepinfer.server.schemas import (
+    DEFAULT_MAX_TOKENS,
+    INT64_MAX,
+    ChatBody,
+    CompletionBody,
+    GenerationBody,
+    Prompt,
+    TokenIds,
+)
+from deepinfer.text.output import OutputText
+from deepinfer.text.stop import StopMatcher
+
+# Above this many characters a text is tokenised in a thread, so that the event loop goes on.
+INLINE_CHARS = 4_096
+# One message to the engine process holds every sequence with its prompt.
+MAX_PROMPT_TOKENS_PER_REQUEST = 4_000_000
+MIN_TEMPERATURE = 1e-5  # below it logits would overflow; the likeliest token is as certain
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One sequence to generate and the text that becomes of it."""
+
+    index: int
+    request: GenerationRequest
+    output: OutputText
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one HTTP request comes to. Choice i of prompt p is at p * n + i."""
+
+    choices: tuple[Choice, ...]
+    prompt_tokens: int  # each prompt counted once, however many choices it has
+
+
+async def prepare_completion(engine: ServedEngine, body: CompletionBody, id_: str) -> Plan:
+    """Raises InvalidValue or ContextLengthExceeded."""
+    prompts = await _tokenize_prompts(engine, body.prompt)
+    return _plan(engine, body, prompts, body.max_tokens, id_, param="prompt")
+
+
+async def prepare_chat(engine: ServedEngine, body: ChatBody, id_: str) -> Plan:
+    """Raises InvalidValue, also when the model has no chat template, or ContextLengthExceeded."""
+    prompt = await _tokenize_chat(engine, body)
+    return _plan(engine, body, [prompt], body.asked_max_tokens, id_, param="messages")
+
+
+async def _tokenize_prompts(engine: ServedEngine, prompts: Sequence[Prompt]) -> list[TokenIds]:
+    def tokenize() -> list[TokenIds]:
+        return [
+            tuple(engine.tokenizer.encode(prompt, add_special_tokens=True))
+            if isinstance(prompt, str)
+            else prompt
+            for prompt in prompts
+        ]
+
+    num_chars = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
+    return tokenize() if num_chars <= INLINE_CHARS else await asyncio.to_thread(tokenize)
+
+
+async def _tokenize_chat(engine: ServedEngine, body: ChatBody) -> TokenIds:
+    messages = [message.as_template_input() for message in body.messages]
+
+    def tokenize() -> TokenIds:
+        text = engine.chat_template.render(messages)
+        return tuple(engine.tokenizer.encode(text, add_special_tokens=False))
+
+    num_chars = sum(len(message.content) for message in body.messages)
+    return tokenize() if num_chars <= INLINE_CHARS else await asyncio.to_thread(tokenize)
+
+
+def _plan(
+    engine: ServedEngine,
+    body: GenerationBody,
+    prompts: Sequence[TokenIds],
+    asked_max_tokens: int | None,
+    id_: str,
+    *,
+    param: str,
+) -> Plan:
+    prompt_tokens = sum(len(prompt) for prompt in prompts)
+    if prompt_tokens * body.n > MAX_PROMPT_TOKENS_PER_REQUEST:
+        raise InvalidValue(
+            f"`n` is {body.n} and the prompts have {prompt_tokens:,} tokens; their product may be "
+            f"at most {MAX_PROMPT_TOKENS_PER_REQUEST:,}",
+            param="n",
+        )
+    _check_token_ids(engine, body.stop_token_ids, "stop_token_ids")
+    seed = random.getrandbits(63) if body.seed is None else body.seed
+    stop = StopMatcher(body.stop)
+    choices: list[Choice] = []
+    for prompt in prompts:
+        _check_token_ids(engine, prompt, param)
+        max_tokens = _fit_max_tokens(engine, len(prompt), asked_max_tokens, param)
+        for i in range(body.n):
+            index = len(choices)
+            request = GenerationRequest(
+                request_id=f"{id_}-{index}",
+                prompt_token_ids=prompt,
+                sampling=_sampling(body, max_tokens, _wrap_int64(seed + i)),
+            )
+            # A completion goes on from its prompt, a chat answer is a text of its own.
+            continues = prompt if isinstance(body, CompletionBody) else ()
+            # The copy shares the compiled stop strings, which are made once a request.
+            output = OutputText(engine.tokenizer.detokenizer(continues), copy(stop))
+            choices.append(Choice(index, request, output))
+    return Plan(tuple(choices), prompt_tokens)
+
+
+def _fit_max_tokens(engine: ServedEngine, prompt_len: int, asked: int | None, param: str) -> int:
+    """The tokens to generate: as asked, or the default cut to the room that the prompt leaves."""
+    limits = engine.manifest.limits
+    room = limits.max_seq_len - prompt_len
+    max_prompt_len = min(limits.max_input_len, limits.max_seq_len - 1)
+    if prompt_len > max_prompt_len:
+        raise ContextLengthExceeded(
+            f"The prompt has {prompt_len:,} tokens; this engine accepts at most {max_prompt_len:,}",
+            param=param,
+        )
+    if asked is None:
+        return min(DEFAULT_MAX_TOKENS, room)
+    if asked > room:
+        raise ContextLengthExceeded(
+            f"The prompt has {prompt_len:,} tokens and max_tokens is {asked:,}; this engine's "
+            f"context is {limits.max_seq_len:,} tokens, so max_tokens may be at most {room:,}",
+            param=param,
+        )
+    return asked
+
+
+def _check_token_ids(engine: ServedEngine, token_ids: Sequence[int], param: str) -> None:
+    vocab_size = engine.manifest.tokens.vocab_size
+    if not token_ids:
+        if param != "stop_token_ids":
+            raise InvalidValue(f"`{param}` holds no token at all", param=param)
+        return
+    for token_id in (min(token_ids), max(token_ids)):
+        if not 0 <= token_id < vocab_size:
+            raise InvalidValue(
+                f"`{param}` holds the token id {token_id:,}; this model's are 0 to "
+                f"{vocab_size - 1:,}",
+                param=param,
+            )
+
+
+def _sampling(body: GenerationBody, max_tokens: int, seed: int) -> SamplingParams:
+    if body.min_tokens > max_tokens:
+        raise InvalidValue(
+            f"`min_tokens` is {body.min_tokens:,}, more than the {max_tokens:,} tokens that may be "
+            "generated",
+            param="min_tokens",
+        )
+    return SamplingParams(
+        max_tokens=max_tokens,
+        min_tokens=body.min_tokens,
+        temperature=body.temperature if body.temperature >= MIN_TEMPERATURE else 0.0,
+        top_p=body.top_p,
+        top_k=body.top_k if body.top_k > 0 else None,
+        min_p=body.min_p,
+        frequency_penalty=body.frequency_penalty,
+        presence_penalty=body.presence_penalty,
+        repetition_penalty=body.repetition_penalty,
+        seed=seed,
+        ignore_eos=body.ignore_eos,
+        stop_token_ids=tuple(body.stop_token_ids),
+    )
+
+
+def _wrap_int64(value: int) -> int:
+    return (value + INT64_MAX + 1) % 2**64 - INT64_MAX - 1

@@ -1,0 +1,163 @@
+"""What clients are answered: the shapes of every response, as the API reference promises them.
+
+Whole answers are rendered from these models. Streams are rendered by byte templates (`sse.py`),
+which the tests hold to the chunk models here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from deepinfer import generation
+
+FinishReason = Literal["stop", "length"]
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Usage(Answer):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+    @classmethod
+    def of(cls, usage: generation.Usage) -> Self:
+        return cls(
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            total_tokens=usage.total_tokens,
+        )
+
+
+class CompletionChoice(Answer):
+    text: str
+    index: int
+    logprobs: None = None
+    finish_reason: FinishReason
+
+
+class Completion(Answer):
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class CompletionChunkChoice(Answer):
+    text: str
+    index: int
+    logprobs: None = None
+    finish_reason: FinishReason | None
+
+
+class CompletionChunk(Answer):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChunkChoice]
+    usage: Usage | None = None
+
+
+class AssistantMessage(Answer):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(Answer):
+    index: int
+    message: AssistantMessage
+    logprobs: None = None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(Answer):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ChatDelta(Answer):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(Answer):
+    index: int
+    delta: ChatDelta
+    finish_reason: FinishReason | None
+
+
+class ChatChunk(Answer):
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+
+
+class Model(Answer):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "deepinfer"
+    max_model_len: int
+    context_length: int
+
+
+class ModelList(Answer):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Health(Answer):
+    status: Literal["healthy"] = "healthy"
+    model: str
+    gpus: int
+    nvidia_5090: bool
+
+
+class GpuInfo(Answer):
+    id: int
+    name: str
+    total_memory_gb: float
+    free_memory_gb: float
+    compute_capability: str
+    driver_version: str
+    cuda_version: str
+    is_nvidia_5090: bool
+    is_nvidia_4090: bool
+
+
+class GpuList(Answer):
+    gpus: list[GpuInfo]
+
+
+class ErrorObject(Answer):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(Answer):
+    """The object is what the OpenAI SDK reads; `detail` is what the API reference promises."""
+
+    error: ErrorObject
+    detail: str
+
+
+class NotReady(ErrorBody):
+    phase: str
+    percent: int

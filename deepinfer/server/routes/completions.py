@@ -1,0 +1,77 @@
+"""POST /v1/completions: text or token ids, one prompt or many, continued."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from deepinfer.server.body import read_json
+from deepinfer.server.engines import ServedEngine
+from deepinfer.server.generate import Generation
+from deepinfer.server.ids import new_completion_id
+from deepinfer.server.json import json_response
+from deepinfer.server.openapi import (
+    GENERATING_ROUTE,
+    describe_answer,
+    describe_body,
+    describe_errors,
+)
+from deepinfer.server.prepare import prepare_completion
+from deepinfer.server.record import record_of
+from deepinfer.server.responses import Completion, CompletionChoice, Usage
+from deepinfer.server.schemas import CompletionBody
+from deepinfer.server.sse import CompletionEvents, open_stream
+from deepinfer.server.state import ServerState
+
+RESPONSES = {**describe_answer(Completion, "CompletionChunk"), **describe_errors(GENERATING_ROUTE)}
+
+
+def make_router(state: ServerState) -> APIRouter:
+    router = APIRouter()
+
+    @router.post(
+        "/v1/completions", responses=RESPONSES, openapi_extra=describe_body(CompletionBody)
+    )
+    async def create_completion(request: Request) -> Response:
+        """Continue a prompt."""
+        state.check_open()
+        max_bytes = state.config.server.max_body_bytes
+        body = await read_json(request, CompletionBody, max_bytes=max_bytes)
+        engine = state.engines.find(body.model)
+        id_, created = new_completion_id(), int(time.time())
+        plan = await prepare_completion(engine, body, id_)
+        generation = Generation(engine, plan, record_of(request.scope))
+        if body.stream:
+            events = CompletionEvents(id_, created, engine.model_id, with_usage=body.includes_usage)
+            return await open_stream(_stream(generation, events))
+        return json_response(await _collect(generation, engine, id_, created))
+
+    return router
+
+
+async def _stream(generation: Generation, events: CompletionEvents) -> AsyncGenerator[bytes, None]:
+    async with aclosing(generation.deltas()) as stream:
+        async for deltas in stream:
+            yield b"".join([events.delta(d.index, d.text, d.finish_reason) for d in deltas])
+    yield events.end(generation.usage)
+
+
+async def _collect(
+    generation: Generation, engine: ServedEngine, id_: str, created: int
+) -> Completion:
+    answers = await generation.collect()
+    return Completion(
+        id=id_,
+        created=created,
+        model=engine.model_id,
+        choices=[
+            CompletionChoice(index=index, text=answer.text, finish_reason=answer.finish_reason)
+            for index, answer in enumerate(answers)
+        ],
+        usage=Usage.of(generation.usage),
+    )

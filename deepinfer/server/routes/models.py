@@ -1,0 +1,56 @@
+"""GET /v1/models and /v1/models/{id}: what this server can be asked for, and how long a context."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from deepinfer.errors import ModelNotFound
+from deepinfer.server.engines import ServedEngine
+from deepinfer.server.json import json_response
+from deepinfer.server.openapi import ANY_ROUTE, describe_errors
+from deepinfer.server.responses import Model, ModelList
+from deepinfer.server.state import ServerState
+
+ID_PARAMETER: dict[str, Any] = {
+    "name": "model_id",
+    "in": "path",
+    "required": True,
+    "description": "Model id, slashes included, or engine name",
+    "schema": {"type": "string"},
+}
+
+
+def make_router(state: ServerState) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/v1/models", responses={200: {"model": ModelList}, **describe_errors(ANY_ROUTE)})
+    async def list_models(request: Request) -> Response:
+        """The models that this server offers."""
+        return json_response(ModelList(data=[_describe(engine) for engine in state.engines]))
+
+    # The id is read from the scope: as a parameter FastAPI would promise a 422 that never comes.
+    @router.get(
+        "/v1/models/{model_id:path}",
+        responses={200: {"model": Model}, **describe_errors((ModelNotFound, *ANY_ROUTE))},
+        openapi_extra={"parameters": [ID_PARAMETER]},
+    )
+    async def read_model(request: Request) -> Response:
+        """One model by its id."""
+        engine = state.engines.find(request.path_params["model_id"])
+        return json_response(_describe(engine))
+
+    return router
+
+
+def _describe(engine: ServedEngine) -> Model:
+    context_length = engine.manifest.limits.max_seq_len
+    return Model(
+        id=engine.model_id,
+        created=engine.created,
+        max_model_len=context_length,
+        context_length=context_length,
+    )

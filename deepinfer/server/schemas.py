@@ -1,0 +1,418 @@
+"""What clients may send: every field of a request, with its type, bounds and default.
+
+A body that has become one of these models needs no further check but those that take an engine:
+the length of the prompt and the ids of tokens. Arrays fail at their first wrong item, so that a
+body of millions of mistakes costs no more than one of millions of words. JSON types are strict
+(`"1"` is not a number); null means the default. The answers' side is in `responses.py`; fields
+that are known from other servers and refused here are in `refused.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
+
+from deepinfer.server import refused as refused_fields
+
+# Bounds of OpenAI's description of its API.
+MAX_CHOICES = 128
+MAX_STOP_STRINGS = 4
+MAX_BEST_OF = 20
+# Bounds of ours: nothing that a client sends may cost more than it is worth.
+MAX_STOP_CHARS = 1_000
+MAX_STOP_TOKEN_IDS = 128
+MAX_MESSAGES = 10_000
+MAX_NAME_CHARS = 256
+MAX_SEQUENCES = 1_024  # prompts times choices
+MAX_REPETITION_PENALTY = 10.0
+INT32_MAX = 2**31 - 1
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+DEFAULT_MAX_TOKENS = 512  # where the context has no room for as many, it is what fits
+
+TokenIds = tuple[int, ...]
+Prompt = str | TokenIds
+
+
+def _invalid(rule: str, at: str = "") -> PydanticCustomError:
+    """A broken rule that pydantic has no word for; `at` leads on from the field to the culprit."""
+    return PydanticCustomError("invalid_value", "{rule}", {"rule": rule, "at": at})
+
+
+def _unsupported(rule: str, at: str = "") -> PydanticCustomError:
+    return PydanticCustomError("unsupported_parameter", "{rule}", {"rule": rule, "at": at})
+
+
+class Schema(BaseModel):
+    """Unknown fields are kept aside, so that they can be named in a log, and change nothing."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False)
+    refused: ClassVar[refused_fields.Neutral] = {}
+    without_effect: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def unknown_fields(self) -> set[str]:
+        return set(self.model_extra or ()) - self.refused.keys() - self.without_effect.keys()
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_null_as_default(cls, value: object, info: ValidationInfo) -> object:
+        assert info.field_name is not None
+        field = cls.model_fields[info.field_name]
+        if value is not None or field.is_required():
+            return value
+        return field.get_default(call_default_factory=True, validated_data={})
+
+    @model_validator(mode="after")
+    def _refuse_unsupported(self) -> Self:
+        name = refused_fields.find_refused(self.model_extra or {}, self.refused)
+        if name is not None:
+            raise _unsupported("is not supported by this server; leave it out", name)
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        required = schema.get("required", ())
+        properties = {
+            name: field if name in required else _or_null(field)
+            for name, field in schema["properties"].items()
+        }
+        schema["properties"] = {
+            **properties,
+            **{name: {"description": text} for name, text in cls.without_effect.items()},
+            **refused_fields.describe(cls.refused),
+        }
+        return schema
+
+
+def _or_null(field: dict[str, Any]) -> dict[str, Any]:
+    """The same field where null may stand for its default."""
+    options = field.get("anyOf", ())
+    if {"type": "null"} in options:
+        return field
+    about: dict[str, Any] = {
+        key: field[key] for key in ("default", "description", "title") if key in field
+    }
+    rest = {key: value for key, value in field.items() if key not in about}
+    return {"anyOf": [*(options or [rest]), {"type": "null"}], **about}
+
+
+def _parse_stop(value: object) -> tuple[str, ...]:
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, list | tuple) or not all(isinstance(s, str) for s in strings):
+        raise _invalid("must be a string or an array of strings")
+    if len(strings) > MAX_STOP_STRINGS:
+        raise _invalid(f"must have at most {MAX_STOP_STRINGS} strings")
+    for index, string in enumerate(strings):
+        if not string:
+            raise _invalid("must not be empty", f"[{index}]")
+        if len(string) > MAX_STOP_CHARS:
+            raise _invalid(f"must have at most {MAX_STOP_CHARS:,} characters", f"[{index}]")
+    return tuple(strings)
+
+
+StopStrings = Annotated[
+    tuple[str, ...],
+    PlainValidator(_parse_stop),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS},
+                {
+                    "type": "array",
+                    "maxItems": MAX_STOP_STRINGS,
+                    "items": {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS},
+                },
+            ]
+        }
+    ),
+]
+
+
+class StreamOptions(Schema):
+    refused = refused_fields.STREAM_OPTIONS
+
+    include_usage: bool = Field(
+        default=False, description="End the stream with a chunk that holds the usage"
+    )
+
+
+class GenerationBody(Schema):
+    """The fields that completions and chat completions share."""
+
+    without_effect = refused_fields.WITHOUT_EFFECT
+
+    model: str | None = Field(
+        default=None, description="Model id or engine name; the served engine when left out"
+    )
+    max_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=INT32_MAX,
+        description=f"Most tokens to generate. {DEFAULT_MAX_TOKENS} when left out, or what fits",
+        json_schema_extra={"default": DEFAULT_MAX_TOKENS},
+    )
+    temperature: float = Field(
+        default=0.7, ge=0, le=2, description="Sampling temperature; 0 is greedy"
+    )
+    top_p: float = Field(
+        default=0.95, ge=0, le=1, description="Share of probability that is sampled from"
+    )
+    top_k: int = Field(
+        default=-1, ge=-1, le=INT32_MAX, description="Tokens sampled from; -1 or 0: all"
+    )
+    min_p: float = Field(
+        default=0.0, ge=0, le=1, description="Least probability, relative to the likeliest token's"
+    )
+    frequency_penalty: float = Field(
+        default=0.0, ge=-2, le=2, description="Penalty for each time that a token has come"
+    )
+    presence_penalty: float = Field(
+        default=0.0, ge=-2, le=2, description="Penalty for a token that has come at all"
+    )
+    repetition_penalty: float = Field(
+        default=1.0,
+        gt=0,
+        le=MAX_REPETITION_PENALTY,
+        description="Factor against tokens of the prompt and the answer; 1 is none",
+    )
+    seed: int | None = Field(
+        default=None,
+        ge=INT64_MIN,
+        le=INT64_MAX,
+        description="Makes sampling repeatable; choice i of n is sampled with seed + i",
+    )
+    stop: StopStrings = Field(
+        default=(), description="Strings that end the answer; they are not part of it"
+    )
+    stop_token_ids: Annotated[list[int], FailFast()] = Field(
+        default_factory=list,
+        max_length=MAX_STOP_TOKEN_IDS,
+        description="Token ids that end the answer; their text is not part of it",
+    )
+    min_tokens: int = Field(
+        default=0, ge=0, le=INT32_MAX, description="Tokens before the model may end the answer"
+    )
+    ignore_eos: bool = Field(default=False, description="Go on when the model ends the answer")
+    n: int = Field(default=1, ge=1, le=MAX_CHOICES, description="Answers to generate")
+    stream: bool = Field(default=False, description="Send the answer as server-sent events")
+    stream_options: StreamOptions | None = Field(default=None, description="Needs stream: true")
+
+    @property
+    def includes_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise _invalid("needs `stream` to be true", "stream_options")
+        return self
+
+
+def _parse_prompts(value: object) -> tuple[Prompt, ...]:
+    """One string, or an array of strings, of token ids, or of arrays of token ids."""
+    if isinstance(value, str):
+        return (_check_text(value, ""),)
+    if not isinstance(value, list | tuple):
+        raise _invalid(PROMPT_RULE)
+    if not value:
+        raise _invalid("must not be empty")
+    if type(value[0]) is int:
+        return (_check_token_ids(value, ""),)
+    if len(value) > MAX_SEQUENCES:
+        raise _invalid(f"must have at most {MAX_SEQUENCES:,} prompts")
+    if isinstance(value[0], str):
+        return tuple(_check_text(text, f"[{index}]") for index, text in enumerate(value))
+    return tuple(_check_token_ids(ids, f"[{index}]") for index, ids in enumerate(value))
+
+
+PROMPT_RULE = "must be a string, or an array of strings, of token ids or of arrays of token ids"
+
+
+def _check_text(text: object, at: str) -> str:
+    if not isinstance(text, str):
+        raise _invalid("must be a string like the ones before it", at)
+    if not text:
+        raise _invalid("must not be empty", at)
+    return text
+
+
+def _check_token_ids(token_ids: object, at: str) -> TokenIds:
+    if not isinstance(token_ids, list | tuple):
+        raise _invalid(PROMPT_RULE if at == "[0]" else "must be an array of token ids", at)
+    if not token_ids:
+        raise _invalid("must not be empty", at)
+    if set(map(type, token_ids)) != {int}:
+        raise _invalid("must hold token ids only, which are whole numbers", at)
+    return tuple(token_ids)
+
+
+_TOKEN_IDS_SCHEMA: dict[str, Any] = {
+    "type": "array",
+    "minItems": 1,
+    "items": {"type": "integer", "minimum": 0},
+}
+Prompts = Annotated[
+    tuple[Prompt, ...],
+    PlainValidator(_parse_prompts),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {
+                    "type": "array",
+                    "minItems": 1,
+                    "maxItems": MAX_SEQUENCES,
+                    "items": {"type": "string", "minLength": 1},
+                },
+                _TOKEN_IDS_SCHEMA,
+                {
+                    "type": "array",
+                    "minItems": 1,
+                    "maxItems": MAX_SEQUENCES,
+                    "items": _TOKEN_IDS_SCHEMA,
+                },
+            ]
+        }
+    ),
+]
+
+
+class CompletionBody(GenerationBody):
+    """The body of POST /v1/completions."""
+
+    refused = refused_fields.COMPLETION
+
+    prompt: Prompts = Field(description="What to continue: text or token ids, one or many")
+    best_of: int | None = Field(
+        default=None, ge=0, le=MAX_BEST_OF, description="Only the value of `n` is supported"
+    )
+
+    @model_validator(mode="after")
+    def _check_counts(self) -> Self:
+        if self.best_of is not None and self.best_of != self.n:
+            if self.best_of < self.n:
+                raise _invalid(f"must be at least `n`, which is {self.n}", "best_of")
+            raise _unsupported("is supported with the value of `n` only; leave it out", "best_of")
+        if len(self.prompt) * self.n > MAX_SEQUENCES:
+            raise _invalid(
+                f"asks for {self.n} choices of {len(self.prompt):,} prompts each; at most "
+                f"{MAX_SEQUENCES:,} sequences may be generated by one request",
+                "n",
+            )
+        return self
+
+
+def _parse_role(value: object) -> object:
+    if value in ("tool", "function"):
+        raise _unsupported(f"may not be `{value}`: tools are not supported by this server")
+    return value
+
+
+def _parse_content(value: object) -> str:
+    """A string, or the texts of content parts with a line break between them."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list | tuple):
+        raise _invalid("must be a string or an array of text parts")
+    if not value:
+        raise _invalid("must not be an empty array")
+    return "\n".join(_parse_part(part, f"[{index}]") for index, part in enumerate(value))
+
+
+def _parse_part(part: object, at: str) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(part, dict) or not isinstance(kind, str):
+        raise _invalid('must be an object such as {"type": "text", "text": "..."}', at)
+    if kind != "text":
+        raise _unsupported(f"may only be `text`; `{kind[:40]}` is not supported", f"{at}.type")
+    text = part.get("text")
+    if not isinstance(text, str):
+        raise _invalid("must be a string", f"{at}.text")
+    return text
+
+
+Role = Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_parse_role)]
+Content = Annotated[
+    str,
+    PlainValidator(_parse_content),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": {
+                        "type": "object",
+                        "required": ["type", "text"],
+                        "properties": {
+                            "type": {"type": "string", "enum": ["text"]},
+                            "text": {"type": "string"},
+                        },
+                    },
+                },
+            ]
+        }
+    ),
+]
+
+
+class ChatMessage(Schema):
+    refused = refused_fields.MESSAGE
+
+    role: Role
+    content: Content
+    name: str | None = Field(default=None, max_length=MAX_NAME_CHARS)
+
+    def as_template_input(self) -> dict[str, str]:
+        # Templates that know no developer would leave out what it says; OpenAI takes it for system.
+        role = "system" if self.role == "developer" else self.role
+        message = {"role": role, "content": self.content}
+        return message if self.name is None else {**message, "name": self.name}
+
+
+class ChatBody(GenerationBody):
+    """The body of POST /v1/chat/completions."""
+
+    refused = refused_fields.CHAT
+
+    messages: Annotated[list[ChatMessage], FailFast()] = Field(
+        min_length=1, max_length=MAX_MESSAGES, description="The conversation so far"
+    )
+    max_completion_tokens: int | None = Field(
+        default=None, ge=1, le=INT32_MAX, description="Another name for `max_tokens`"
+    )
+
+    @property
+    def asked_max_tokens(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @model_validator(mode="after")
+    def _check_max_tokens(self) -> Self:
+        given = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(given) > 1:
+            raise _invalid(
+                f"must equal `max_tokens`, which is {self.max_tokens:,}, or be left out",
+                "max_completion_tokens",
+            )
+        return self

@@ -1,0 +1,155 @@
+"""Server-sent events: how chunks become bytes, and how bytes are sent.
+
+A stream's events differ in a few places only, so all the rest is rendered once a stream and an
+event costs one join. The templates are held to the models of `responses.py` by the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from deepinfer.errors import RequestError
+from deepinfer.generation import FinishReason, Usage
+from deepinfer.server.errors import as_request_error, error_object
+from deepinfer.server.record import record_of
+
+DONE = b"data: [DONE]\n\n"
+END = b"}\n\n"
+HEADERS = {
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",  # a proxy that buffers would undo the streaming
+}
+
+# JSON leaves them as they are, yet many clients split lines there as Python does.
+_LINE_BREAKS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
+
+
+def encode_text(text: str) -> bytes:
+    """A JSON string that no client breaks into lines."""
+    encoded = msgspec.json.encode(text)
+    if text.isascii():
+        return encoded
+    return encoded.decode().translate(_LINE_BREAKS).encode()
+
+
+def error_event(error: RequestError) -> bytes:
+    """The last event of a stream that fails; the SDK raises APIError for it."""
+    return b"data: " + msgspec.json.encode({"error": error_object(error)}) + b"\n\n"
+
+
+class _Events:
+    """What the two kinds of streams have in common."""
+
+    object: str
+
+    def __init__(self, id_: str, created: int, model: str, *, with_usage: bool) -> None:
+        head = msgspec.json.encode(
+            {"id": id_, "object": self.object, "created": created, "model": model}
+        )
+        self._head = b"data: " + head[:-1] + b',"choices":['
+        # With include_usage every chunk has the field, and all but the last have null in it.
+        self._tail = (b',"usage":null' if with_usage else b"") + END
+        self._with_usage = with_usage
+
+    def end(self, usage: Usage) -> bytes:
+        """The usage, when it was asked for, and the mark that ends the stream."""
+        if not self._with_usage:
+            return DONE
+        counts = msgspec.json.encode(
+            {
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "total_tokens": usage.total_tokens,
+            }
+        )
+        return b"".join((self._head, b'],"usage":', counts, END, DONE))
+
+
+class CompletionEvents(_Events):
+    object = "text_completion"
+
+    def delta(self, index: int, text: str, finish_reason: FinishReason | None) -> bytes:
+        reason = b"null" if finish_reason is None else b'"%b"' % finish_reason.encode()
+        return b'%b{"text":%b,"index":%d,"logprobs":null,"finish_reason":%b}]%b' % (
+            self._head,
+            encode_text(text),
+            index,
+            reason,
+            self._tail,
+        )
+
+
+class ChatEvents(_Events):
+    object = "chat.completion.chunk"
+
+    def role(self, index: int) -> bytes:
+        """The first event of a choice."""
+        return b'%b{"index":%d,"delta":{"role":"assistant"},"finish_reason":null}]%b' % (
+            self._head,
+            index,
+            self._tail,
+        )
+
+    def delta(self, index: int, text: str, finish_reason: FinishReason | None) -> bytes:
+        """One event for the text, when there is some, and one for the finish reason."""
+        events = b""
+        if text:
+            events = b'%b{"index":%d,"delta":{"content":%b},"finish_reason":null}]%b' % (
+                self._head,
+                index,
+                encode_text(text),
+                self._tail,
+            )
+        if finish_reason is None:
+            return events
+        return b'%b%b{"index":%d,"delta":{},"finish_reason":"%b"}]%b' % (
+            events,
+            self._head,
+            index,
+            finish_reason.encode(),
+            self._tail,
+        )
+
+
+class EventStream(Response):
+    """Sends events as they come. An error on the way becomes the last event.
+
+    Made by `open_stream`, which has waited for the first event: whatever goes wrong before it is
+    answered with a status of its own.
+    """
+
+    def __init__(self, first: bytes, events: AsyncGenerator[bytes, None]) -> None:
+        self.status_code = 200
+        self.media_type = "text/event-stream"
+        self.background = None
+        self.init_headers(HEADERS)
+        self._first = first
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._events):
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            try:
+                await send(_body(self._first))
+                async for event in self._events:
+                    if event:
+                        await send(_body(event))
+            except Exception as error:
+                failure = as_request_error(error)
+                record_of(scope).error_code = failure.code
+                await send(_body(error_event(failure)))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _body(event: bytes) -> dict[str, object]:
+    return {"type": "http.response.body", "body": event, "more_body": True}
+
+
+async def open_stream(events: AsyncGenerator[bytes, None]) -> EventStream:
+    """Wait for the first event and answer with the stream. Raises what happens before it."""
+    return EventStream(await anext(events), events)

@@ -1,0 +1,28 @@
+"""What the parts of one server share; it is passed to them, and nothing of it is global."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from deepinfer.config import ServeConfig
+from deepinfer.device import Gpu
+from deepinfer.errors import ShuttingDown
+from deepinfer.server.engines import EngineCatalog
+
+DRAIN_RETRY_S = 5
+
+
+@dataclass
+class ServerState:
+    config: ServeConfig
+    engines: EngineCatalog
+    api_keys: Sequence[str]
+    read_gpus: Callable[[], Sequence[Gpu]]  # asks the driver: call it in a thread
+    gpus: Sequence[Gpu]  # as they were when the server started
+    is_draining: bool = False
+
+    def check_open(self) -> None:
+        """Raise ShuttingDown when no more work is taken."""
+        if self.is_draining:
+            raise ShuttingDown("The server is shutting down", retry_after_s=DRAIN_RETRY_S)

@@ -1,0 +1,211 @@
+"""The application on machines that are not at hand: with GPUs, with engines that misbehave."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import cast
+
+import httpx
+import pytest
+
+from deepinfer.config import ServeConfig
+from deepinfer.device import Gpu
+from deepinfer.engine import FAILED, READY, RESTARTING, EngineStatus
+from deepinfer.generation import FinishReason, GenerationRequest, TokenChunk
+from deepinfer.manifest import EngineFolder
+from deepinfer.runtime.client import EngineClient
+from deepinfer.server.app import create_app
+from deepinfer.server.engines import EngineCatalog, ServedEngine
+from deepinfer.server.state import ServerState
+from deepinfer.text.chat_template import ChatTemplate
+from deepinfer.text.tokenizer import Tokenizer
+from tests.server.serving import make_echo_engine
+
+RTX_5090 = Gpu(
+    index=0,
+    name="NVIDIA GeForce RTX 5090",
+    total_memory_bytes=32_607 * 2**20,
+    free_memory_bytes=30_000 * 2**20,
+    compute_capability=(12, 0),
+    driver_version="580.65.06",
+    cuda_version="13.0",
+)
+
+NOT_STREAMED = {"stream": False, "stream_options": None}
+
+Chunks = AsyncGenerator[list[TokenChunk], None]
+Generate = Callable[[Sequence[GenerationRequest]], Chunks]
+
+
+class ScriptedClient:
+    """An engine client that does whatever a test says."""
+
+    def __init__(self, folder: EngineFolder, generate: Generate, status: EngineStatus) -> None:
+        self.manifest = folder.manifest
+        self.generate = generate
+        self.status = status
+
+
+async def answer_nothing(requests: Sequence[GenerationRequest]) -> Chunks:
+    yield [TokenChunk(r.request_id, finish_reason=FinishReason.STOP) for r in requests]
+
+
+@asynccontextmanager
+async def app_client(
+    folder: Path,
+    *,
+    generate: Generate = answer_nothing,
+    status: EngineStatus = EngineStatus(READY, 100),  # noqa: B008
+    gpus: Sequence[Gpu] = (),
+) -> AsyncIterator[httpx.AsyncClient]:
+    engine = make_echo_engine(folder / "echo")
+    served = ServedEngine(
+        cast(EngineClient, ScriptedClient(engine, generate, status)),
+        Tokenizer.load(engine.tokenizer_dir),
+        ChatTemplate.load(engine.tokenizer_dir),
+    )
+    state = ServerState(ServeConfig(), EngineCatalog([served]), (), lambda: gpus, gpus)
+    transport = httpx.ASGITransport(create_app(state))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+async def test_gpu_info_says_what_the_driver_says(tmp_path: Path) -> None:
+    async with app_client(tmp_path, gpus=[RTX_5090]) as client:
+        assert (await client.get("/v1/gpu/info")).json() == {
+            "gpus": [
+                {
+                    "id": 0,
+                    "name": "NVIDIA GeForce RTX 5090",
+                    "total_memory_gb": 31.8,
+                    "free_memory_gb": 29.3,
+                    "compute_capability": "12.0",
+                    "driver_version": "580.65.06",
+                    "cuda_version": "13.0",
+                    "is_nvidia_5090": True,
+                    "is_nvidia_4090": False,
+                }
+            ]
+        }
+        health = (await client.get("/health")).json()
+        assert (health["gpus"], health["nvidia_5090"]) == (1, True)
+
+
+async def test_machine_without_a_gpu_has_an_empty_list(tmp_path: Path) -> None:
+    async with app_client(tmp_path) as client:
+        response = await client.get("/v1/gpu/info")
+        assert (response.status_code, response.json()) == (200, {"gpus": []})
+        health = (await client.get("/health")).json()
+        assert (health["gpus"], health["nvidia_5090"]) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (EngineStatus("loading weights", 15), "engine_loading"),
+        (EngineStatus(RESTARTING, message="secret /path"), "engine_unavailable"),
+        (EngineStatus(FAILED, message="secret /path"), "engine_unavailable"),
+    ],
+    ids=lambda value: str(value),
+)
+async def test_health_of_an_engine_that_is_not_ready(
+    tmp_path: Path, status: EngineStatus, code: str
+) -> None:
+    async with app_client(tmp_path, status=status) as client:
+        response = await client.get("/health")
+    assert response.status_code == 503
+    body = response.json()
+    assert body["error"]["code"] == code
+    assert body["detail"] == "Engine not initialized"
+    assert (body["phase"], body["percent"]) == (status.phase, status.percent)
+    # Anyone may read /health, so it does not say why.
+    assert "secret" not in response.text
+
+
+async def fail_at_once(requests: Sequence[GenerationRequest]) -> Chunks:
+    raise ValueError("/secret/path")
+    yield []
+
+
+async def fail_later(requests: Sequence[GenerationRequest]) -> Chunks:
+    yield [TokenChunk(requests[0].request_id, (70,))]
+    raise ValueError("/secret/path")
+
+
+async def fail_one_request(requests: Sequence[GenerationRequest]) -> Chunks:
+    yield [TokenChunk(requests[0].request_id, (70,))]
+    yield [TokenChunk(requests[0].request_id, (), FinishReason.ERROR, "no room for it")]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_unforeseen_failure_is_a_500_that_tells_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, path: str, stream: bool
+) -> None:
+    body = {"prompt": "a", "messages": [{"role": "user", "content": "a"}], "stream": stream}
+    async with app_client(tmp_path, generate=fail_at_once) as client:
+        with caplog.at_level(logging.ERROR):
+            response = await client.post(path, json=body)
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "internal_error"
+    assert response.headers["x-should-retry"] == "false"
+    assert response.headers["x-request-id"]
+    assert "secret" not in response.text
+    assert "/secret/path" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("generate", "message"),
+    [
+        (fail_later, "The server failed to answer this request; its log says why"),
+        (fail_one_request, "no room for it"),
+    ],
+    ids=["unforeseen", "of this request"],
+)
+async def test_failure_in_the_middle_of_a_stream_is_its_last_event(
+    tmp_path: Path, generate: Generate, message: str
+) -> None:
+    async with app_client(tmp_path, generate=generate) as client:
+        response = await client.post("/v1/completions", json={"prompt": "a", "stream": True})
+        whole = await client.post("/v1/completions", json={"prompt": "a"})
+    events = [line.removeprefix("data: ") for line in response.text.splitlines() if line]
+    assert response.status_code == 200
+    assert len(events) == 2
+    assert json.loads(events[-1])["error"]["message"] == message
+    assert whole.status_code == 500
+    assert whole.json()["error"]["message"] == message
+
+
+async def test_empty_answer_has_its_choices_and_reasons(tmp_path: Path) -> None:
+    async with app_client(tmp_path) as client:
+        whole = await client.post("/v1/completions", json={"prompt": "a", "n": 2})
+        assert [choice["text"] for choice in whole.json()["choices"]] == ["", ""]
+        body = {"messages": [{"role": "user", "content": "a"}], "stream": True}
+        response = await client.post("/v1/chat/completions", json=body)
+    events = [line.removeprefix("data: ") for line in response.text.splitlines() if line]
+    deltas = [json.loads(event)["choices"][0] for event in events[:-1]]
+    assert [delta["delta"] for delta in deltas] == [{"role": "assistant"}, {}]
+    assert deltas[-1]["finish_reason"] == "stop"
+
+
+async def test_chunks_of_one_wake_up_come_as_one_event(tmp_path: Path) -> None:
+    async def lag(requests: Sequence[GenerationRequest]) -> Chunks:
+        id_ = requests[0].request_id
+        yield [TokenChunk(id_, (70,)), TokenChunk(id_, (71,))]
+        yield [TokenChunk(id_, (72,), FinishReason.LENGTH)]
+
+    body = {"prompt": "a", "stream": True, "stream_options": {"include_usage": True}}
+    async with app_client(tmp_path, generate=lag) as client:
+        whole = (await client.post("/v1/completions", json=body | NOT_STREAMED)).json()
+        response = await client.post("/v1/completions", json=body)
+    events = [line.removeprefix("data: ") for line in response.text.splitlines() if line]
+    chunks = [json.loads(event) for event in events[:-1]]
+    assert len(chunks) == 3  # two wake-ups and the usage
+    texts = [chunk["choices"][0]["text"] for chunk in chunks[:2]]
+    assert "".join(texts) == whole["choices"][0]["text"]
+    assert chunks[2]["usage"] == whole["usage"]
+    assert whole["usage"]["completion_tokens"] == 3

@@ -1,0 +1,93 @@
+"""The byte templates say what the response models say, whatever the text."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from deepinfer.errors import EngineUnavailable
+from deepinfer.generation import FinishReason, Usage
+from deepinfer.server.responses import ChatChunk, CompletionChunk
+from deepinfer.server.sse import (
+    DONE,
+    ChatEvents,
+    CompletionEvents,
+    encode_text,
+    error_event,
+)
+
+MODEL = 'a "quoted" \\ model/ünïcode'
+# Every character that UTF-8 can carry.
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def events_of(stream: bytes) -> list[str]:
+    """The data of each event, cut as a careless client would: at whatever Python calls a line."""
+    lines = stream.decode().splitlines()
+    assert lines[1::2] == [""] * (len(lines) // 2)
+    assert all(line.startswith("data: ") for line in lines[::2])
+    return [line.removeprefix("data: ") for line in lines[::2]]
+
+
+@given(texts)
+@example("\x85\u2028\u2029\r\n\x00\x1c</script>")
+def test_text_survives_and_breaks_no_line(text: str) -> None:
+    encoded = encode_text(text)
+    assert json.loads(encoded) == text
+    assert len(encoded.decode().splitlines()) == 1
+
+
+@given(texts, st.integers(0, 1023), st.sampled_from([None, *FinishReason][:3]), st.booleans())
+def test_completion_event_is_a_completion_chunk(
+    text: str, index: int, reason: FinishReason | None, with_usage: bool
+) -> None:
+    events = CompletionEvents("cmpl-1", 17, MODEL, with_usage=with_usage)
+    (data,) = events_of(events.delta(index, text, reason))
+    chunk = CompletionChunk.model_validate_json(data, strict=True)
+    assert (chunk.id, chunk.created, chunk.model) == ("cmpl-1", 17, MODEL)
+    assert (chunk.choices[0].index, chunk.choices[0].text) == (index, text)
+    assert chunk.choices[0].finish_reason == reason
+    expected = chunk.model_dump(exclude=set() if with_usage else {"usage"})
+    assert json.loads(data) == expected
+
+
+@given(texts.filter(bool), st.booleans())
+def test_chat_events_are_chat_chunks(text: str, with_usage: bool) -> None:
+    events = ChatEvents("chatcmpl-1", 17, MODEL, with_usage=with_usage)
+    stream = events.role(2) + events.delta(2, text, FinishReason.STOP)
+    data = events_of(stream)
+    role, content, finish = [ChatChunk.model_validate_json(d, strict=True) for d in data]
+    assert (role.choices[0].delta.role, role.choices[0].delta.content) == ("assistant", None)
+    assert (content.choices[0].index, content.choices[0].delta.content) == (2, text)
+    assert finish.choices[0].finish_reason == "stop"
+    assert json.loads(data[2])["choices"][0]["delta"] == {}
+    assert all(("usage" in json.loads(d)) == with_usage for d in data)
+
+
+def test_token_without_text_is_no_chat_event() -> None:
+    assert ChatEvents("id", 1, "m", with_usage=False).delta(0, "", None) == b""
+
+
+def test_end_has_the_usage_when_asked() -> None:
+    usage = Usage(3, 4)
+    assert ChatEvents("id", 1, "m", with_usage=False).end(usage) == DONE
+    data = events_of(ChatEvents("id", 1, "m", with_usage=True).end(usage))
+    chunk = ChatChunk.model_validate_json(data[0], strict=True)
+    assert chunk.choices == []
+    assert chunk.usage is not None and chunk.usage.total_tokens == 7
+    assert data[1] == "[DONE]"
+
+
+def test_error_event_has_the_whole_error() -> None:
+    (data,) = events_of(error_event(EngineUnavailable("It ended\nsuddenly", param=None)))
+    assert msgspec.json.decode(data) == {
+        "error": {
+            "message": "It ended\nsuddenly",
+            "type": "server_error",
+            "param": None,
+            "code": "engine_unavailable",
+        }
+    }
