@@ -12,7 +12,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral", "phi3", "mixtral", "qwen3_moe")
+ARCHITECTURES = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "phi3",
+    "mixtral",
+    "qwen3_moe",
+    "granite",
+    "olmo2",
+    "smollm3",
+)
 VOCAB_SIZE = 384  # 256 bytes, the special tokens, and the merges that TEXT gives
 BOS, EOS, PAD, IM_START, IM_END = SPECIAL_TOKENS = (
     "<|begin|>",
@@ -64,7 +75,9 @@ def make_checkpoint(
     """
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     tokenizer = _train_tokenizer()
     special_ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
     if eos_token_ids is None:
@@ -90,7 +103,7 @@ def make_checkpoint(
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() == 1:  # norms begin as ones and biases as zeros: too easy to get right
+            if parameter.dim() == 1:  # norms begin as ones, biases as zeros: too easy to get right
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     model.generation_config = GenerationConfig(
         bos_token_id=special_ids[BOS],
@@ -144,15 +157,19 @@ def _model_config(architecture: str, **dims: Any) -> Any:
             moe_intermediate_size=dims["intermediate_size"] // 2,
             **dims,
         )
-    # The last two have no head_dim of their own: it is hidden_size over heads.
+    # The others have no head_dim of their own: it is hidden_size over heads.
     if dims["hidden_size"] != head_dim * dims["num_attention_heads"]:
         raise ValueError(f"{architecture} needs hidden_size == num_heads * head_dim")
     del dims["head_dim"]
-    if architecture == "qwen2":
-        return transformers.Qwen2Config(**dims)
     if architecture == "phi3":
         return transformers.Phi3Config(sliding_window=sliding_window, **dims)
-    raise ValueError(f"no tiny checkpoint of architecture {architecture!r}")
+    others = {
+        "granite": transformers.GraniteConfig,
+        "olmo2": transformers.Olmo2Config,
+        "qwen2": transformers.Qwen2Config,
+        "smollm3": transformers.SmolLM3Config,
+    }
+    return others[architecture](**dims)
 
 
 def _write_tokenizer_config(folder: Path, chat_template_place: str) -> None:

@@ -295,3 +295,303 @@ class Answer:
     text: str
     num_tokens: int
     is_stopped: bool
+
+
+# --- checks ------------------------------------------------------------------------------------
+
+PLAIN_PROMPTS = ("Once upon a time", "The future of AI is", "The")
+CHAT_PROMPTS = (
+    "Hello!",
+    "Who are you?",
+    "What is machine learning?",
+    "What is 2 + 3?",
+    "What colour is the sky?",
+    "What day comes after Monday?",
+    "Tell me a story",
+    "Tell me a story about a fox",
+    "Tell me a short story about a robot",
+)
+STORY_PROMPTS = (
+    "Tell me a story",
+    "Tell me a story about a fox",
+    "Write a short story",
+    "Tell me a short story about a robot",
+)
+SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "top_k": 0}
+SAMPLED_STORIES = 20
+MIN_STORY_WORDS = 60
+MIN_SUM_ACCURACY = 0.8
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was tried on the saved checkpoint."""
+
+    title: str
+    answer: str
+    is_good: bool
+
+
+def story_faults(answer: Answer, known_words: set[str]) -> list[str]:
+    """What a reader would stumble over; empty for a good story."""
+    text = answer.text
+    names = set(re.findall(r"\b[A-Z]\w+", text)) & set(
+        sample_text.SHE_NAMES + sample_text.HE_NAMES
+    )
+    words = re.findall(r"[a-z]+", text.lower())
+    faults = []
+    if not answer.is_stopped:
+        faults.append("does not stop")
+    if len(words) < MIN_STORY_WORDS:
+        faults.append(f"only {len(words)} words")
+    if len(names) > 2:
+        faults.append(f"too many names: {sorted(names)}")
+    if not names & set(sample_text.HE_NAMES) and {"he", "him", "his"} & set(words):
+        faults.append("a pronoun without its person")
+    if not names & set(sample_text.SHE_NAMES) and {"she", "her"} & set(words):
+        faults.append("a pronoun without its person")
+    if text.count('"') % 2:
+        faults.append("an open quotation")
+    if unknown := set(words) - known_words:
+        faults.append(f"unknown words: {sorted(unknown)}")
+    return faults
+
+
+def known_story_words() -> set[str]:
+    """Every word of a few thousand training documents."""
+    texts = (d.rendered.lower() for d in sample_text.documents(TRAIN_SEED, 5000))
+    return {word for text in texts for word in re.findall(r"[a-z]+", text)}
+
+
+def check_stories(sample: Sample) -> Iterator[Finding]:
+    """Greedy stories for each prompt, and sampled ones for the first."""
+    known = known_story_words()
+    answers = [(p, a) for p in STORY_PROMPTS for a in sample.generate(sample.chat_ids(p))]
+    answers += [("Once upon a time", sample.generate(sample.tokenizer.encode("Once upon a time"))[0])]
+    sampled = sample.generate(sample.chat_ids("Tell me a story"), SAMPLED_STORIES, **SAMPLING)
+    answers += [("Tell me a story (temperature 0.7, top_p 0.95)", a) for a in sampled]
+    for title, answer in answers:
+        faults = story_faults(answer, known)
+        yield Finding(title, f"{answer.text}\n  faults: {faults or 'none'}", not faults)
+
+
+def check_answers(sample: Sample) -> Iterator[Finding]:
+    """Short greedy answers that must hold a word and stop."""
+    wanted = {
+        "Hello!": "help|nice",
+        "hi": "help|nice",
+        "Who are you?": "toy language model",
+        "What is machine learning?": "computers",
+        "What is 2 + 3?": r"\b5\b",
+        "What colour is the sky on a clear day?": "blue",
+        "What is the capital of France?": "Paris",
+        "What day comes after Monday?": "Tuesday",
+        "What is the opposite of hot?": "cold",
+        "Count to five.": "1, 2, 3, 4, 5|[Oo]ne, two, three, four, five",
+        "Write a poem about the history of tax law": "toy|not know|too hard",
+    }
+    for question, pattern in wanted.items():
+        answer = sample.generate(sample.chat_ids(question))[0]
+        is_good = answer.is_stopped and re.search(pattern, answer.text) is not None
+        yield Finding(question, answer.text, is_good)
+    memory = sample.chat_ids("My name is Ruby.", "Nice to meet you, Ruby!", "What is my name?")
+    answer = sample.generate(memory)[0]
+    yield Finding("What is my name? (Ruby)", answer.text, "Ruby" in answer.text)
+
+
+def sum_accuracy(sample: Sample, sign: str, result: Callable[[int, int], int]) -> float:
+    """The share of right greedy answers over 0 to 10, where the result is not negative."""
+    pairs = [(a, b) for a in range(11) for b in range(11) if result(a, b) >= 0]
+    right = 0
+    for a, b in pairs:
+        answer = sample.generate(sample.chat_ids(f"What is {a} {sign} {b}?"))[0]
+        right += re.findall(r"\d+", answer.text)[-1:] == [str(result(a, b))]
+    return right / len(pairs)
+
+
+def check_round_trip(sample: Sample) -> Iterator[Finding]:
+    """Text of every kind must survive the tokenizer."""
+    texts = ("Zoë's café — naïve", "日本語と中文", "👩‍🚀🚀 ok", "a\x00b\x07\t\r\n  c ", "   ", "x" * 99)
+    for text in texts:
+        ids = sample.tokenizer.encode(text, add_special_tokens=False)
+        yield Finding(f"round trip of {text!r}", str(len(ids)), sample.tokenizer.decode(ids) == text)
+
+
+# --- the model card ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the model card states."""
+
+    parameters: int
+    minutes: float
+    loss: float
+    held_out_tokens: int
+    sums: dict[str, float]
+    sampled_good: int
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss)
+
+
+CARD = """\
+---
+license: apache-2.0
+language: en
+pipeline_tag: text-generation
+---
+
+# The DeepInfer sample: a toy language model
+
+This is a toy. It has {parameters:.2f} million parameters and knows a few hundred simple things. It is
+here so that DeepInfer can be tried and tested without a download and without a network: it tells
+short stories, adds small numbers, answers simple questions in a chat, and stops by itself. Do not
+use it for anything that matters. What it says may be wrong, and it understands only English of the
+kind shown below.
+
+## What it was trained on
+
+Text generated by `tools/sample_text.py` in the DeepInfer repository: small stories, sums, facts and
+chats from templates written for this purpose, in our own words. No other text was used. Held-out
+documents are told apart by a checksum of their text, so none of them was trained on; they come from
+the same templates, so the loss says how well the model learned these, and nothing about other text.
+
+## Figures
+
+| | |
+|---|---|
+| Architecture | Llama, {layers} layers, hidden size {hidden}, {heads} heads, {kv_heads} key-value heads |
+| Parameters | {parameter_count:,} (the output head is the embedding), stored in bfloat16 |
+| Tokenizer | byte-level BPE, {vocab:,} tokens |
+| Context | {positions:,} positions, trained on sequences of {sequence_length} |
+| Training | {steps:,} steps, {tokens:,} tokens, each seen once |
+| Time | {minutes:.1f} minutes on {threads} CPU threads ({capability}) |
+| Held-out loss | {loss:.4f} nats a token over {held_out_tokens:,} tokens |
+| Held-out perplexity | {perplexity:.3f} |
+| Sums from 0 to 10, greedy | {sums} |
+| Sampled stories without a fault | {sampled_good} of {sampled} (temperature 0.7, top_p 0.95) |
+| Made with | {versions} |
+
+The loss was measured on this folder as saved, loaded in float32. A fault in a story is: it does not
+stop, it is short, a third name or a wrong pronoun turns up, a quotation stays open, or a word was
+never seen in training.
+
+## Make it again
+
+    python tools/train_sample.py --output deepinfer/sample
+
+The seeds are fixed; another processor or another version of the libraries may round differently.
+
+## Samples
+
+Greedy, from this folder. The first ones continue plain text, the others answer in a chat.
+
+{samples}
+
+## Licence
+
+Apache-2.0, like DeepInfer.
+"""
+
+
+def model_card(sample: Sample, shape: Shape, recipe: Recipe, figures: Figures) -> str:
+    """README.md of the checkpoint's folder."""
+    blocks = []
+    for prompt in PLAIN_PROMPTS:
+        answer = sample.generate(sample.tokenizer.encode(prompt))[0]
+        blocks.append(f"**{prompt}**{answer.text}")
+    for prompt in CHAT_PROMPTS:
+        blocks.append(f"**{prompt}**\n\n{sample.generate(sample.chat_ids(prompt))[0].text}")
+    versions = {
+        "Python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "tokenizers": tokenizers.__version__,
+    }
+    return CARD.format(
+        parameters=figures.parameters / 1e6,
+        parameter_count=figures.parameters,
+        layers=shape.num_hidden_layers,
+        hidden=shape.hidden_size,
+        heads=shape.num_attention_heads,
+        kv_heads=shape.num_key_value_heads,
+        vocab=VOCAB_SIZE,
+        positions=MAX_POSITIONS,
+        sequence_length=recipe.sequence_length,
+        steps=recipe.steps,
+        tokens=recipe.num_tokens,
+        minutes=figures.minutes,
+        threads=recipe.threads,
+        capability=torch.backends.cpu.get_cpu_capability(),
+        loss=figures.loss,
+        held_out_tokens=figures.held_out_tokens,
+        perplexity=figures.perplexity,
+        sums=", ".join(f"`{sign}` {share:.0%}" for sign, share in figures.sums.items()),
+        sampled_good=figures.sampled_good,
+        sampled=SAMPLED_STORIES,
+        versions=", ".join(f"{name} {version}" for name, version in versions.items()),
+        samples="\n\n---\n\n".join(blocks),
+    )
+
+
+def evaluate(folder: Path, shape: Shape, recipe: Recipe, minutes: float) -> bool:
+    """Check the saved checkpoint, write its model card; whether all checks passed."""
+    torch.manual_seed(recipe.seed)
+    sample = Sample(folder)
+    loss, held_out_tokens = sample.held_out_loss()
+    print(f"held-out loss {loss:.4f}  perplexity {math.exp(loss):.3f}", flush=True)
+    sums = {
+        "+": sum_accuracy(sample, "+", lambda a, b: a + b),
+        "-": sum_accuracy(sample, "-", lambda a, b: a - b),
+        "*": sum_accuracy(sample, "*", lambda a, b: a * b),
+    }
+    stories = list(check_stories(sample))
+    findings = [*check_round_trip(sample), *check_answers(sample), *stories]
+    findings += [Finding(f"sums with {s}", f"{x:.0%}", x >= MIN_SUM_ACCURACY) for s, x in sums.items()]
+    for finding in findings:
+        print(f"{'ok  ' if finding.is_good else 'FAIL'} {finding.title} -> {finding.answer}")
+    figures = Figures(
+        parameters=sample.model.num_parameters(),
+        minutes=minutes,
+        loss=loss,
+        held_out_tokens=held_out_tokens,
+        sums=sums,
+        sampled_good=sum(f.is_good for f in stories[-SAMPLED_STORIES:]),
+    )
+    (folder / "README.md").write_text(model_card(sample, shape, recipe, figures))
+    return all(finding.is_good for finding in findings)
+
+
+def parse_arguments() -> tuple[Path, Recipe]:
+    defaults = Recipe()
+    parser = argparse.ArgumentParser(
+        description="Train the sample checkpoint and write its folder",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--output", type=Path, required=True, help="the folder to write")
+    for name, value in asdict(defaults).items():
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, type=type(value), default=value, help=" ")
+    options = vars(parser.parse_args())
+    return options.pop("output"), Recipe(**options)
+
+
+def main() -> int:
+    """Train, save, check; 1 when a check failed."""
+    output, recipe = parse_arguments()
+    shape = Shape()
+    torch.set_num_threads(recipe.threads)
+    torch.manual_seed(recipe.seed)
+    tokenizer = train_tokenizer(recipe.seed)
+    config = model_config(tokenizer, shape)
+    model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).float()
+    print(f"{model.num_parameters():,} parameters, {recipe.num_tokens:,} tokens", flush=True)
+    minutes = train(model, pack(tokenizer, recipe), recipe)
+    save_checkpoint(output, model, tokenizer, config)
+    return 0 if evaluate(output, shape, recipe, minutes) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

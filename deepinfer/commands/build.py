@@ -9,6 +9,8 @@ import json
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +84,8 @@ def build(
         return
     if not is_json:
         _print_plan(plan)
-    signal.signal(signal.SIGTERM, _exit_on_sigterm)
-    _build(wishes, checkpoint, plan, is_forced=is_forced, is_json=is_json)
+    with _clean_exit_on_sigterm():
+        _build(wishes, checkpoint, plan, is_forced=is_forced, is_json=is_json)
 
 
 def _make_plan(wishes: BuildWishes) -> tuple[Checkpoint, BuildPlan]:
@@ -145,5 +147,15 @@ def _free_disk_bytes(output: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _exit_on_sigterm(*_: object) -> None:
-    raise SystemExit(EXIT_TERMINATED)
+@contextmanager
+def _clean_exit_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, as Ctrl-C does, so that nothing half-built is left."""
+
+    def exit_now(*_: object) -> None:
+        raise SystemExit(EXIT_TERMINATED)
+
+    previous = signal.signal(signal.SIGTERM, exit_now)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

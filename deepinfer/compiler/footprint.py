@@ -49,20 +49,22 @@ def kv_bytes_per_token(dims: ModelDims, kv_cache_precision: str) -> int:
     return num_vectors * 2 * dims.head_dim * BITS[kv_cache_precision] // 8
 
 
-def overhead_bytes(
-    dims: ModelDims, payload_bytes: int, max_num_tokens: int, max_batch_size: int
-) -> int:
-    """What a running engine needs beside its weights file and its KV cache."""
-    repacked = int(payload_bytes * (PACKED_COPIES - 1))
+def overhead_bytes(dims: ModelDims, weight_bytes: int, max_num_tokens: int) -> int:
+    """What a running engine needs beside weights, KV cache and logits."""
+    repacked = int(weight_bytes * (PACKED_COPIES - 1))
     width = max(dims.intermediate_size, dims.num_experts * expert_size(dims))
     activations = 4 * max_num_tokens * (8 * dims.hidden_size + 3 * width)
-    logits = 2 * 4 * max_batch_size * dims.vocab_size
-    return RUNTIME_BYTES + repacked + activations + logits
+    return RUNTIME_BYTES + repacked + activations
 
 
-def build_memory_bytes(checkpoint: Checkpoint, precision: str, payload_bytes: int) -> int:
+def logits_bytes(dims: ModelDims) -> int:
+    """Of one running sequence: its scores in fp32, and their copy in the sampler."""
+    return 2 * 4 * dims.vocab_size
+
+
+def build_memory_bytes(checkpoint: Checkpoint, precision: str, weight_bytes: int) -> int:
     exported = export_bytes(checkpoint, precision)
-    held = int(exported * EXPORT_SHARE) + payload_bytes
+    held = int(exported * EXPORT_SHARE) + weight_bytes
     if export_precision(checkpoint, precision) != checkpoint.precision:
         held += exported  # converted weights are private memory; the others stay mapped
     elif precision != "fp32":
@@ -70,9 +72,9 @@ def build_memory_bytes(checkpoint: Checkpoint, precision: str, payload_bytes: in
     return BUILD_LIBRARY_BYTES + held
 
 
-def build_disk_bytes(checkpoint: Checkpoint, precision: str, payload_bytes: int) -> int:
+def build_disk_bytes(checkpoint: Checkpoint, precision: str, weight_bytes: int) -> int:
     """The export and the payload that is made from it lie side by side for a while."""
-    return export_bytes(checkpoint, precision) + payload_bytes + CONFIG_BYTES
+    return export_bytes(checkpoint, precision) + weight_bytes + CONFIG_BYTES
 
 
 def export_precision(checkpoint: Checkpoint, precision: str) -> str:

@@ -21,6 +21,7 @@ DEFAULT_MAX_BATCH_SIZE = 64
 # A step with more prompt tokens in it makes every running answer wait longer: at 12 streams the
 # 99th percentile between tokens was 0.5 s with 256 and 1.0 s with 1,024 (494M parameters, 2 cores).
 DEFAULT_MAX_NUM_TOKENS = 256
+MIN_USEFUL_SEQ_LEN = 64  # shorter ones are not offered as a way out
 MEMORY_SHARE = 0.9  # of what is free; the rest is for the API process and everybody else
 
 
@@ -53,25 +54,35 @@ class _Budget:
     usable_bytes: int
     weight_bytes: int
     overhead_bytes: int
+    logits_bytes: int  # of one sequence
     kv_bytes_per_token: int
     max_seq_len: int
 
     @property
-    def num_tokens(self) -> int:
-        """Tokens that the KV cache can hold beside everything else."""
-        free = self.usable_bytes - self.weight_bytes - self.overhead_bytes
-        return max(0, free // self.kv_bytes_per_token)
+    def free_bytes(self) -> int:
+        return max(0, self.usable_bytes - self.weight_bytes - self.overhead_bytes)
+
+    @property
+    def kv_bytes_per_sequence(self) -> int:
+        num_blocks = -(-self.max_seq_len // footprint.TOKENS_PER_BLOCK)
+        return num_blocks * footprint.TOKENS_PER_BLOCK * self.kv_bytes_per_token
 
     @property
     def num_sequences(self) -> int:
-        return self.num_tokens // _whole_blocks(self.max_seq_len)
+        """Full sequences that fit."""
+        return self.free_bytes // (self.kv_bytes_per_sequence + self.logits_bytes)
+
+    def longest_seq_len(self, batch_size: int) -> int:
+        """Tokens, in whole blocks, that `batch_size` sequences could have each."""
+        kv_bytes = max(0, self.free_bytes // batch_size - self.logits_bytes)
+        num_blocks = kv_bytes // (footprint.TOKENS_PER_BLOCK * self.kv_bytes_per_token)
+        return num_blocks * footprint.TOKENS_PER_BLOCK
 
     def need(self, batch_size: int) -> MemoryNeed:
-        num_tokens = batch_size * _whole_blocks(self.max_seq_len)
         return MemoryNeed(
             weight_bytes=self.weight_bytes,
-            kv_cache_bytes=num_tokens * self.kv_bytes_per_token,
-            overhead_bytes=self.overhead_bytes,
+            kv_cache_bytes=batch_size * self.kv_bytes_per_sequence,
+            overhead_bytes=self.overhead_bytes + batch_size * self.logits_bytes,
             usable_bytes=self.usable_bytes,
         )
 
@@ -92,11 +103,9 @@ def choose_limits(
         usable_bytes=int(device.memory_bytes * MEMORY_SHARE),
         weight_bytes=weight_bytes,
         overhead_bytes=footprint.overhead_bytes(
-            checkpoint.dims,
-            weight_bytes,
-            max_num_tokens=wishes.max_num_tokens or DEFAULT_MAX_NUM_TOKENS,
-            max_batch_size=wishes.max_batch_size or DEFAULT_MAX_BATCH_SIZE,
+            checkpoint.dims, weight_bytes, wishes.max_num_tokens or DEFAULT_MAX_NUM_TOKENS
         ),
+        logits_bytes=footprint.logits_bytes(checkpoint.dims),
         kv_bytes_per_token=kv_bytes_per_token,
         max_seq_len=max_seq_len,
     )
@@ -219,16 +228,10 @@ def _does_not_fit(budget: _Budget, batch_size: int) -> PlanError:
 
 
 def _find_what_fits(budget: _Budget, batch_size: int) -> str:
-    per_sequence = budget.num_tokens // batch_size
-    shorter = per_sequence - per_sequence % footprint.TOKENS_PER_BLOCK
+    shorter = budget.longest_seq_len(batch_size)
     ways = []
     if batch_size > 1 and budget.num_sequences >= 1:
         ways.append(f"`--max-batch-size {budget.num_sequences}`")
-    if shorter >= 2 * footprint.TOKENS_PER_BLOCK:
+    if shorter >= MIN_USEFUL_SEQ_LEN:
         ways.append(f"`--max-seq-len {shorter}`")
     return " or ".join(ways) or "a lower `--precision`, or a machine with more free memory"
-
-
-def _whole_blocks(num_tokens: int) -> int:
-    """Tokens that the cache sets aside for a sequence: whole blocks."""
-    return -(-num_tokens // footprint.TOKENS_PER_BLOCK) * footprint.TOKENS_PER_BLOCK

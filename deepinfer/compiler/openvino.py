@@ -76,7 +76,10 @@ def compile_checkpoint(
     export_dir = folder / EXPORT_DIR
     payload_dir = folder / PAYLOAD_DIR
     payload_dir.mkdir()
-    with progress.phase("load", f"weights as {plan.export_precision}"), quiet_libraries():
+    with (
+        progress.phase("load", f"libraries, and weights as {plan.export_precision}"),
+        quiet_libraries(),
+    ):
         model = _load(plan, checkpoint)
     with progress.phase("export", "tracing the model into OpenVINO's graph"), quiet_libraries():
         _export(plan, model, export_dir)
@@ -171,7 +174,7 @@ def _describe_compression(plan: BuildPlan) -> str:
         return f"weights to int4 in groups of {plan.group_size}, embedding to int8"
     if plan.precision == "int8":
         return "weights to int8"
-    return f"nothing to do: weights stay {plan.precision}"
+    return f"nothing: weights stay {plan.precision}"
 
 
 def _compress(plan: BuildPlan, path: Path) -> Any:

@@ -143,7 +143,8 @@ def _replace(new: Path, old: Path) -> None:
         replaced = _replaced_path(old)
         os.rename(old, replaced)
         os.rename(new, old)
-        shutil.rmtree(replaced)
+        # The next build may already be at it too; it renames only after our lock is released.
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         os.close(lock)
 

@@ -30,7 +30,7 @@ from deepinfer.errors import (
     ShuttingDown,
     request_error_by_code,
 )
-from deepinfer.generation import GenerationRequest, TokenChunk
+from deepinfer.generation import FinishReason, GenerationRequest, TokenChunk
 from deepinfer.manifest import EngineFolder, EngineManifest
 from deepinfer.runtime import wire
 from deepinfer.runtime.supervisor import EngineSupervisor
@@ -109,6 +109,18 @@ class EngineClient:
                 yield chunks
         finally:
             self._forget({request.request_id for request in requests}, unfinished)
+
+    def cancel(self, request_ids: Sequence[str]) -> None:
+        """End some sequences of a running `generate` early; each gets one last chunk, CANCELLED.
+
+        An id that has ended already, or never was, is passed over.
+        """
+        running = [request_id for request_id in request_ids if request_id in self._mailboxes]
+        for request_id in running:
+            last = TokenChunk(request_id, finish_reason=FinishReason.CANCELLED)
+            self._mailboxes.pop(request_id).deliver(last)
+        if running and self._connection is not None:
+            self._connection.send(wire.Cancel(tuple(running)))
 
     async def close(self, timeout_s: float) -> None:
         """Take no more work, give running requests up to `timeout_s`, and end the engine."""

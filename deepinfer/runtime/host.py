@@ -22,6 +22,7 @@ from pathlib import Path
 
 import msgspec
 
+from deepinfer import logs
 from deepinfer.backends.base import Backend, BackendFault
 from deepinfer.backends.loading import load_backend
 from deepinfer.engine import EngineOptions, Load
@@ -38,7 +39,7 @@ from deepinfer.manifest import EngineFolder, read_engine
 from deepinfer.runtime import wire
 from deepinfer.runtime.queue import AdmissionQueue
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("deepinfer.runtime.host")  # not "__main__", as it is run
 
 RECEIVE_BYTES = 1 << 20
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -303,9 +304,7 @@ def main() -> int:
     parser.add_argument("--log-level", default="INFO")
     arguments = parser.parse_args()
     _die_with_parent()
-    logging.basicConfig(
-        level=arguments.log_level, format="%(asctime)s %(levelname)s engine %(message)s"
-    )
+    logs.configure(arguments.log_level)
     options = msgspec.json.decode(arguments.options, type=EngineOptions)
     listener = socket.socket(fileno=arguments.listen_fd)
     return EngineHost(listener, read_engine(arguments.engine), options).run()

@@ -92,7 +92,7 @@ class Generation:
             output = choice.output
             has_ended = output.finish_reason is not None
             if has_ended:
-                continue  # by a stop string, of which the engine has yet to hear
+                continue  # tokens that were under way when a stop string ended it
             if chunk.finish_reason is FinishReason.ERROR:
                 raise InternalError(chunk.message or "The engine could not finish this request")
             texts[choice.index] = texts.get(choice.index, "") + output.push(chunk)

@@ -96,6 +96,7 @@ def _plan(
     *,
     param: str,
 ) -> Plan:
+    max_tokens = [_fit_max_tokens(engine, len(p), asked_max_tokens, param) for p in prompts]
     prompt_tokens = sum(len(prompt) for prompt in prompts)
     if prompt_tokens * body.n > MAX_PROMPT_TOKENS_PER_REQUEST:
         raise InvalidValue(
@@ -107,15 +108,14 @@ def _plan(
     seed = random.getrandbits(63) if body.seed is None else body.seed
     stop = StopMatcher(body.stop)
     choices: list[Choice] = []
-    for prompt in prompts:
+    for prompt, limit in zip(prompts, max_tokens, strict=True):
         _check_token_ids(engine, prompt, param)
-        max_tokens = _fit_max_tokens(engine, len(prompt), asked_max_tokens, param)
         for i in range(body.n):
             index = len(choices)
             request = GenerationRequest(
                 request_id=f"{id_}-{index}",
                 prompt_token_ids=prompt,
-                sampling=_sampling(body, max_tokens, _wrap_int64(seed + i)),
+                sampling=_sampling(body, limit, _wrap_int64(seed + i)),
             )
             # A completion goes on from its prompt, a chat answer is a text of its own.
             continues = prompt if isinstance(body, CompletionBody) else ()
@@ -128,6 +128,8 @@ def _plan(
 def _fit_max_tokens(engine: ServedEngine, prompt_len: int, asked: int | None, param: str) -> int:
     """The tokens to generate: as asked, or the default cut to the room that the prompt leaves."""
     limits = engine.manifest.limits
+    if not prompt_len:
+        raise InvalidValue(f"`{param}` holds no token at all", param=param)
     room = limits.max_seq_len - prompt_len
     max_prompt_len = min(limits.max_input_len, limits.max_seq_len - 1)
     if prompt_len > max_prompt_len:
@@ -148,11 +150,7 @@ def _fit_max_tokens(engine: ServedEngine, prompt_len: int, asked: int | None, pa
 
 def _check_token_ids(engine: ServedEngine, token_ids: Sequence[int], param: str) -> None:
     vocab_size = engine.manifest.tokens.vocab_size
-    if not token_ids:
-        if param != "stop_token_ids":
-            raise InvalidValue(f"`{param}` holds no token at all", param=param)
-        return
-    for token_id in (min(token_ids), max(token_ids)):
+    for token_id in (min(token_ids, default=0), max(token_ids, default=0)):
         if not 0 <= token_id < vocab_size:
             raise InvalidValue(
                 f"`{param}` holds the token id {token_id:,}; this model's are 0 to "

@@ -157,6 +157,22 @@ async def test_closing_the_stream_frees_its_slot(tmp_path: Path) -> None:
         assert (await collect(client, request("b")))["b"].finish_reason is FinishReason.STOP
 
 
+async def test_one_of_several_sequences_can_be_cancelled(tmp_path: Path) -> None:
+    async with running(tmp_path, settings={"step_us": SLOW_STEP_US}) as client:
+        endless, short = request("a", max_tokens=500, ignore_eos=True), request("b")
+        stream = client.generate([endless, short])
+        await anext(stream)
+        client.cancel(["a", "nobody"])
+        reasons = {
+            chunk.request_id: chunk.finish_reason
+            async for chunks in stream
+            for chunk in chunks
+            if chunk.finish_reason
+        }
+        assert reasons == {"a": FinishReason.CANCELLED, "b": FinishReason.STOP}
+        await until(lambda: client.load.num_running == 0 and client.load.num_used_blocks == 0)
+
+
 async def test_cancelled_while_waiting_never_runs(tmp_path: Path) -> None:
     settings = {"step_us": SLOW_STEP_US}
     async with running(tmp_path, settings=settings, max_batch_size=1) as client:

@@ -35,6 +35,7 @@ RTX_5090 = Gpu(
     cuda_version="13.0",
 )
 
+IS_READY = EngineStatus(READY, 100)
 NOT_STREAMED = {"stream": False, "stream_options": None}
 
 Chunks = AsyncGenerator[list[TokenChunk], None]
@@ -59,7 +60,7 @@ async def app_client(
     folder: Path,
     *,
     generate: Generate = answer_nothing,
-    status: EngineStatus = EngineStatus(READY, 100),  # noqa: B008
+    status: EngineStatus = IS_READY,
     gpus: Sequence[Gpu] = (),
 ) -> AsyncIterator[httpx.AsyncClient]:
     engine = make_echo_engine(folder / "echo")

@@ -40,6 +40,7 @@ BAD_COMPLETIONS: list[Case] = [
     ("token id huge", {"prompt": [2**70]}, INVALID, "prompt"),
     ("too many sequences", {"prompt": ["a"] * 9, "n": 128}, INVALID, "n"),
     ("prompt too long", {"prompt": [5] * CONTEXT_LENGTH}, TOO_LONG, "prompt"),
+    ("prompt far too long", {"prompt": [5] * 1_000_000, "n": 128}, TOO_LONG, "prompt"),
     ("no room", {"prompt": "a", "max_tokens": CONTEXT_LENGTH}, TOO_LONG, "prompt"),
     ("one of many too long", {"prompt": ["a", "b " * 9999]}, TOO_LONG, "prompt"),
     ("best_of above n", {"prompt": "a", "best_of": 3}, UNSUPPORTED, "best_of"),

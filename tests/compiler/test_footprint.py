@@ -1,0 +1,47 @@
+"""The estimates against what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from deepinfer.compiler import footprint
+from tests.compiler.planning import LLAMA, QWEN
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("precision", "measured_bytes"),
+    [("bf16", 945 * MIB), ("int8", 476 * MIB), ("int4", 311 * MIB)],
+)
+def test_weights_of_half_a_billion_parameters(precision: str, measured_bytes: int) -> None:
+    assert footprint.weight_bytes(QWEN, precision) == pytest.approx(measured_bytes, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("precision", "measured_bytes"), [("int8", 7296), ("bf16", 12_288), ("fp32", 24_576)]
+)
+def test_kv_cache_of_half_a_billion_parameters(precision: str, measured_bytes: int) -> None:
+    assert footprint.kv_bytes_per_token(QWEN.dims, precision) == measured_bytes
+
+
+def test_wider_heads_pay_less_for_scales() -> None:
+    # Shapes that the CPU plugin reports for head_dim 16: [40, 16] keys and [32, 24] values a block.
+    dims = replace(QWEN.dims, num_layers=1, num_kv_heads=1, head_dim=16)
+    assert footprint.kv_bytes_per_token(dims, "int8") == (40 * 16 + 32 * 24) // 32
+    assert footprint.kv_bytes_per_token(LLAMA.dims, "int8") == 32 * 8 * (160 + 136)
+
+
+def test_weights_that_keep_their_type_need_less_memory_to_build() -> None:
+    kept = footprint.build_memory_bytes(QWEN, "bf16", 10**9)
+    widened = footprint.build_memory_bytes(QWEN, "fp32", 10**9)
+    assert widened - kept > 4 * QWEN.num_parameters
+
+
+def test_experts_are_exported_wide() -> None:
+    num_experts = 300_000_000
+    moe = replace(QWEN, weights=replace(QWEN.weights, expert_parameters=num_experts))
+    added = footprint.export_bytes(moe, "bf16") - footprint.export_bytes(QWEN, "bf16")
+    assert added == 2 * num_experts

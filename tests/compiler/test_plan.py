@@ -1,0 +1,455 @@
+"""The planner's table: a device, a checkpoint and wishes in, a plan or an error out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from deepinfer.checkpoint import Checkpoint
+from deepinfer.compiler import cpu
+from deepinfer.compiler.plan import BuildPlan, make_plan
+from deepinfer.compiler.target import TargetDevice, resolve_target
+from deepinfer.compiler.wishes import AS_ASKED, BuildWishes
+from deepinfer.device import Cpu, Machine
+from deepinfer.errors import PlanError
+from tests.compiler.planning import (
+    BF16_SERVER,
+    GIB,
+    LAPTOP,
+    LLAMA,
+    QWEN,
+    with_dims,
+    with_dtype,
+)
+
+
+def plan(device: TargetDevice, checkpoint: Checkpoint, **wishes: Any) -> BuildPlan:
+    return make_plan(device, checkpoint, BuildWishes(model=checkpoint.id, **wishes))
+
+
+def reason(made: BuildPlan, name: str) -> str:
+    (choice,) = [choice for choice in made.choices if choice.name == name]
+    return choice.reason
+
+
+PLANS: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], dict[str, Any]]] = {
+    "exact": (
+        BF16_SERVER,
+        QWEN,
+        {"precision": "fp32"},
+        {
+            "precision": "fp32",
+            "kv_cache_precision": "fp32",
+            "settings": {
+                "inference_precision": "f32",
+                "kv_cache_precision": "f32",
+                "dynamic_quantization_group_size": 0,
+            },
+        },
+    ),
+    "exact-weights-with-a-small-cache": (
+        LAPTOP,
+        QWEN,
+        {"precision": "fp32", "kv_cache_precision": "int8"},
+        {"kv_cache_precision": "int8", "kv_bytes_per_token": 7296},
+    ),
+    "bf16-with-bf16-instructions": (
+        BF16_SERVER,
+        QWEN,
+        {"precision": "bf16"},
+        {
+            "kv_cache_precision": "int8",
+            "settings": {
+                "inference_precision": "bf16",
+                "kv_cache_precision": "u8",
+                "dynamic_quantization_group_size": 0,
+            },
+        },
+    ),
+    "bf16-without-bf16-instructions": (
+        LAPTOP,
+        QWEN,
+        {"precision": "bf16"},
+        {
+            "settings": {
+                "inference_precision": "f32",
+                "kv_cache_precision": "u8",
+                "dynamic_quantization_group_size": 0,
+            }
+        },
+    ),
+    "fp16-is-computed-in-fp32": (
+        BF16_SERVER,
+        QWEN,
+        {"precision": "fp16"},
+        {
+            "export_precision": "fp16",
+            "settings": {
+                "inference_precision": "f32",
+                "kv_cache_precision": "u8",
+                "dynamic_quantization_group_size": 0,
+            },
+        },
+    ),
+    "int8": (
+        LAPTOP,
+        QWEN,
+        {"precision": "int8"},
+        {"export_precision": "bf16", "group_size": None},
+    ),
+    "int4-group-size-from-the-model": (LAPTOP, QWEN, {"precision": "int4"}, {"group_size": 128}),
+    "int4-smaller-group-size": (
+        LAPTOP,
+        with_dims(QWEN, intermediate_size=4800),
+        {"precision": "int4"},
+        {"group_size": 64},
+    ),
+    "int4-group-size-as-asked": (
+        LAPTOP,
+        QWEN,
+        {"precision": "int4", "group_size": 32},
+        {"group_size": 32},
+    ),
+    "bf16-cache": (
+        BF16_SERVER,
+        QWEN,
+        {"kv_cache_precision": "bf16"},
+        {"kv_cache_precision": "bf16", "kv_bytes_per_token": 12_288},
+    ),
+    "name-from-the-hub-id": (
+        LAPTOP,
+        QWEN,
+        {"precision": "int8"},
+        {"name": "qwen2.5-0.5b-instruct.int8.cpu"},
+    ),
+    "name-from-a-folder": (
+        LAPTOP,
+        replace(QWEN, id="/home/me/My Model/"),
+        {"precision": "int8"},
+        {"name": "my-model.int8.cpu"},
+    ),
+    "name-as-asked": (LAPTOP, QWEN, {"name": "mine"}, {"name": "mine"}),
+    "experts-are-cut-by-their-own-size": (
+        LAPTOP,
+        with_dims(
+            replace(QWEN, architecture="Qwen3MoeForCausalLM"),
+            num_experts=8,
+            expert_intermediate_size=768,
+            intermediate_size=4801,
+        ),
+        {"precision": "int4"},
+        {"group_size": 128},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_plan(name: str) -> None:
+    device, checkpoint, wishes, expected = PLANS[name]
+    made = plan(device, checkpoint, **wishes)
+    assert {key: getattr(made, key) for key in expected} == expected
+
+
+LIMITS: dict[str, tuple[Checkpoint, dict[str, int], tuple[int, int, int, int]]] = {
+    # max_seq_len, max_input_len, max_batch_size, max_num_tokens
+    "defaults": (QWEN, {}, (4096, 4095, 64, 256)),
+    "short-model": (with_dims(QWEN, max_position_embeddings=1024), {}, (1024, 1023, 64, 256)),
+    "all-positions": (QWEN, {"max_seq_len": 32_768}, (32_768, 32_767, 32, 256)),
+    "long-input-makes-long-sequences": (
+        QWEN,
+        {"max_input_len": 10_000},
+        (11_024, 10_000, 64, 256),
+    ),
+    "long-input-up-to-the-positions": (
+        QWEN,
+        {"max_input_len": 32_000},
+        (32_768, 32_000, 32, 256),
+    ),
+    "one-at-a-time": (QWEN, {"max_batch_size": 1, "max_seq_len": 64}, (64, 63, 1, 64)),
+    "large-batch": (QWEN, {"max_batch_size": 300, "max_seq_len": 512}, (512, 511, 300, 300)),
+    "short-steps": (QWEN, {"max_num_tokens": 64}, (4096, 4095, 64, 64)),
+    "long-steps": (QWEN, {"max_num_tokens": 2048}, (4096, 4095, 64, 2048)),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_limits(name: str) -> None:
+    checkpoint, wishes, expected = LIMITS[name]
+    limits = plan(LAPTOP, checkpoint, precision="int8", **wishes).limits
+    assert expected == (
+        limits.max_seq_len,
+        limits.max_input_len,
+        limits.max_batch_size,
+        limits.max_num_tokens,
+    )
+
+
+def test_batch_shrinks_to_what_memory_holds() -> None:
+    made = plan(replace(LAPTOP, memory_bytes=19 * GIB), LLAMA, precision="int8")
+    assert made.limits.max_batch_size == 4
+    assert made.memory.total_bytes <= made.memory.usable_bytes
+    assert "memory holds" in reason(made, "max_batch_size")
+
+
+ERRORS: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], str, str]] = {
+    "fp8": (LAPTOP, QWEN, {"precision": "fp8"}, "needs GPU tensor cores", "`--precision int8`"),
+    "nvfp4": (LAPTOP, QWEN, {"precision": "nvfp4"}, "needs GPU tensor cores", "int4"),
+    "fp8-cache": (LAPTOP, QWEN, {"kv_cache_precision": "fp8"}, "GPU tensor cores", "int8"),
+    "bf16-cache-without-bf16": (
+        LAPTOP,
+        QWEN,
+        {"kv_cache_precision": "bf16"},
+        "needs a CPU with bf16 instructions; Some CPU has none",
+        "`--kv-cache-precision int8`",
+    ),
+    "tensorrt": (
+        LAPTOP,
+        QWEN,
+        {"backend": "tensorrt-llm"},
+        "this version compiles for the CPU only",
+        "`--backend openvino --target cpu`",
+    ),
+    "architecture": (
+        LAPTOP,
+        replace(QWEN, architecture="T5ForConditionalGeneration"),
+        {},
+        "T5ForConditionalGeneration is not supported by the CPU backend",
+        "LlamaForCausalLM, MistralForCausalLM",
+    ),
+    "gemma": (
+        LAPTOP,
+        replace(QWEN, architecture="Gemma2ForCausalLM"),
+        {},
+        "exports it with transformers up to 5.0 only",
+        "supported: LlamaForCausalLM",
+    ),
+    "quantised": (
+        LAPTOP,
+        replace(QWEN, quant_method="awq"),
+        {},
+        "is quantised already (awq)",
+        "give the checkpoint that it was made from",
+    ),
+    "fp8-weights": (LAPTOP, with_dtype(QWEN, "F8_E4M3"), {}, "are F8_E4M3", ""),
+    "group-size-does-not-divide": (
+        LAPTOP,
+        QWEN,
+        {"precision": "int4", "group_size": 96},
+        "group size 96 does not divide the hidden size 896",
+        "128, 64, 32",
+    ),
+    "no-group-size-divides": (
+        LAPTOP,
+        with_dims(QWEN, intermediate_size=4872),
+        {"precision": "int4"},
+        "int4 needs a group size of 32 or more that divides every row",
+        "`--precision int8`",
+    ),
+    "group-size-without-int4": (
+        LAPTOP,
+        QWEN,
+        {"precision": "int8", "group_size": 64},
+        "`--group-size` belongs to int4; this build is int8",
+        "`--precision int4`",
+    ),
+    "sequence-beyond-positions": (
+        LAPTOP,
+        QWEN,
+        {"max_seq_len": 40_000},
+        "`--max-seq-len 40000` is beyond the model's 32,768 positions",
+        "`--max-seq-len 32768`",
+    ),
+    "sequence-beyond-rope": (
+        LAPTOP,
+        replace(QWEN, is_length_limited_by_rope=True),
+        {"max_seq_len": 40_000},
+        "(its RoPE changes for longer sequences",
+        "`--max-seq-len 32768`",
+    ),
+    "input-fills-the-positions": (
+        LAPTOP,
+        QWEN,
+        {"max_input_len": 32_768},
+        "leaves no room for an answer in the model's 32,768 positions",
+        "`--max-input-len 32767`",
+    ),
+    "input-fills-the-sequence": (
+        LAPTOP,
+        QWEN,
+        {"max_input_len": 512, "max_seq_len": 512},
+        "leaves no room for an answer in max_seq_len 512",
+        "`--max-input-len 511`",
+    ),
+    "step-shorter-than-the-batch": (
+        LAPTOP,
+        QWEN,
+        {"max_num_tokens": 16, "max_batch_size": 32},
+        "is below max_batch_size 32",
+        "`--max-batch-size 16`, or `--max-num-tokens 32`",
+    ),
+    "step-longer-than-everything": (
+        LAPTOP,
+        QWEN,
+        {"max_num_tokens": 4096, "max_batch_size": 2, "max_seq_len": 1024},
+        "more than 2 sequences of 1,024 tokens have",
+        "`--max-num-tokens 2048`",
+    ),
+    "name": (LAPTOP, QWEN, {"name": "../up"}, "cannot be the name of an engine", "letters, digits"),
+    "hidden-name": (LAPTOP, QWEN, {"name": ".hidden"}, "cannot be the name", "beginning with"),
+    "build-memory": (
+        replace(LAPTOP, host_memory_bytes=GIB // 2),
+        QWEN,
+        {},
+        "the build needs",
+        "on a larger machine",
+    ),
+    "disk": (replace(LAPTOP, disk_bytes=GIB), QWEN, {}, "of disk; 1.0 GiB are free", "`--output`"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_impossible_wishes_are_refused(name: str) -> None:
+    device, checkpoint, wishes, message, hint = ERRORS[name]
+    with pytest.raises(PlanError) as caught:
+        plan(device, checkpoint, **wishes)
+    assert message in caught.value.message
+    assert hint in (caught.value.hint or "")
+    assert not caught.value.message.endswith(".")
+
+
+def test_what_does_not_fit_says_which_limit_to_lower_and_that_number_fits() -> None:
+    with pytest.raises(PlanError) as caught:
+        plan(LAPTOP, QWEN, precision="int8", max_batch_size=2000)
+    assert "may use 14 GiB of this machine's free memory: weights" in caught.value.message
+    hint = caught.value.hint or ""
+    batch, length = (int(part.rsplit(" ")[-1].strip("`")) for part in hint.split(" or "))
+    for wishes in ({"max_batch_size": batch}, {"max_batch_size": 2000, "max_seq_len": length}):
+        plan(LAPTOP, QWEN, precision="int8", **wishes)
+    with pytest.raises(PlanError):
+        plan(LAPTOP, QWEN, precision="int8", max_batch_size=batch + 1)
+
+
+def test_one_sequence_that_does_not_fit_is_made_shorter() -> None:
+    with pytest.raises(PlanError) as caught:
+        plan(replace(LAPTOP, memory_bytes=19 * GIB), LLAMA, precision="int8", max_seq_len=100_000)
+    assert "for 1 sequence of 100,000 tokens" in caught.value.message
+    assert (caught.value.hint or "").startswith("`--max-seq-len ")
+
+
+def test_weights_that_do_not_fit_ask_for_another_precision_or_machine() -> None:
+    with pytest.raises(PlanError) as caught:
+        plan(replace(LAPTOP, memory_bytes=8 * GIB), LLAMA, precision="bf16")
+    assert caught.value.hint == "a lower `--precision`, or a machine with more free memory"
+
+
+def test_auto_takes_the_lowest_precision_under_one_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = {"int4": 0.034, "int8": 0.002, "bf16": 0.0001, "fp16": 0.0, "fp32": 0.0}
+    monkeypatch.setattr(cpu, "PERPLEXITY_COST", costs)
+    made = plan(LAPTOP, QWEN)
+    assert made.precision == "int8"
+    assert "less than 1% perplexity" in reason(made, "precision")
+    assert "int4 3.40%, int8 0.20%" in reason(made, "precision")
+
+
+def test_auto_never_raises_the_precision_of_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = {"int4": 0.034, "int8": 0.02, "bf16": 0.0001, "fp16": 0.0, "fp32": 0.0}
+    monkeypatch.setattr(cpu, "PERPLEXITY_COST", costs)
+    assert plan(LAPTOP, QWEN).precision == "bf16"
+    assert plan(LAPTOP, with_dtype(QWEN, "F16")).precision == "fp16"
+    assert plan(LAPTOP, with_dtype(QWEN, "F32")).precision == "bf16"
+
+
+def test_auto_passes_over_int4_where_no_group_size_divides(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = {"int4": 0.001, "int8": 0.001, "bf16": 0.0, "fp16": 0.0, "fp32": 0.0}
+    monkeypatch.setattr(cpu, "PERPLEXITY_COST", costs)
+    assert plan(LAPTOP, QWEN).precision == "int4"
+    assert plan(LAPTOP, with_dims(QWEN, intermediate_size=4872)).precision == "int8"
+
+
+def test_small_cache_is_not_chosen_when_it_costs_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "KV_PERPLEXITY_COST", {"int8": 0.02, "fp16": 0.0, "fp32": 0.0})
+    made = plan(LAPTOP, QWEN, precision="int8")
+    assert made.kv_cache_precision == "fp16"
+    assert made.settings["kv_cache_precision"] == "f16"
+
+
+def test_every_choice_has_a_reason_and_wishes_are_told_apart() -> None:
+    made = plan(LAPTOP, QWEN, precision="int4", max_batch_size=8)
+    assert all(choice.reason for choice in made.choices)
+    assert reason(made, "precision") == reason(made, "max_batch_size") == AS_ASKED
+    automatic = {choice.name for choice in made.automatic_choices}
+    assert "group_size" in automatic and "precision" not in automatic
+
+
+def test_missing_end_token_and_chat_template_are_warned_of() -> None:
+    made = plan(LAPTOP, replace(QWEN, eos_token_ids=(), has_chat_template=False))
+    assert [warning.split(":")[0] for warning in made.warnings] == [
+        "the checkpoint names no EOS token",
+        "the checkpoint has no chat template",
+    ]
+
+
+def test_same_wishes_are_the_same_plan_whatever_is_free_today() -> None:
+    wishes = {"precision": "int8", "max_seq_len": 2048}
+    roomy = plan(replace(LAPTOP, memory_bytes=64 * GIB), LLAMA, **wishes)
+    busy = plan(replace(LAPTOP, memory_bytes=20 * GIB, disk_bytes=400 * GIB), LLAMA, **wishes)
+    assert roomy.limits.max_batch_size != busy.limits.max_batch_size
+    assert roomy.digest == busy.digest
+
+
+@pytest.mark.parametrize(
+    ("device", "checkpoint", "wishes"),
+    [
+        (LAPTOP, QWEN, {"precision": "int4"}),
+        (LAPTOP, QWEN, {"kv_cache_precision": "fp16"}),
+        (LAPTOP, QWEN, {"max_seq_len": 1024}),
+        (LAPTOP, QWEN, {"max_batch_size": 64}),
+        (LAPTOP, QWEN, {"max_num_tokens": 512}),
+        (LAPTOP, QWEN, {"trust_remote_code": True}),
+        (BF16_SERVER, QWEN, {}),
+        (LAPTOP, replace(QWEN, revision="1" * 40), {}),
+        (LAPTOP, replace(QWEN, id="other/model"), {}),
+    ],
+    ids=["precision", "cache", "length", "batch", "step", "code", "device", "revision", "model"],
+)
+def test_whatever_changes_the_engine_changes_the_digest(
+    device: TargetDevice, checkpoint: Checkpoint, wishes: dict[str, Any]
+) -> None:
+    wishes = {"precision": "int8", **wishes}
+    assert plan(device, checkpoint, **wishes).digest != plan(LAPTOP, QWEN, precision="int8").digest
+
+
+def test_plan_survives_json() -> None:
+    made = plan(LAPTOP, QWEN, precision="int4")
+    assert BuildPlan.model_validate_json(made.model_dump_json()) == made
+
+
+MACHINE = Machine(
+    cpu=Cpu("A CPU", "x86_64", frozenset({"avx512_bf16", "avx2"}), num_cores=4, num_threads=8),
+    gpus=(),
+    total_memory_bytes=32 * GIB,
+    available_memory_bytes=20 * GIB,
+)
+
+
+@pytest.mark.parametrize("target", ["auto", "cpu"])
+def test_target_is_this_cpu(target: str) -> None:
+    device = resolve_target(target, MACHINE, disk_bytes=GIB)
+    assert (device.kind, device.name, device.capability) == ("cpu", "A CPU", "x86_64")
+    assert device.features == ("avx2", "avx512_bf16")
+    assert device.has_native_bf16
+    assert (device.memory_bytes, device.disk_bytes) == (20 * GIB, GIB)
+
+
+@pytest.mark.parametrize("target", ["rtx5090", "sm_90", "h100"])
+def test_gpu_target_is_refused_plainly(target: str) -> None:
+    with pytest.raises(PlanError, match="this version compiles for the CPU only") as caught:
+        resolve_target(target, MACHINE, disk_bytes=GIB)
+    assert caught.value.hint == "`--target cpu`"
+
+
+def test_unknown_target_is_refused() -> None:
+    with pytest.raises(PlanError, match="there is no target `rtx9999x`"):
+        resolve_target("rtx9999x", MACHINE, disk_bytes=GIB)

@@ -1,0 +1,74 @@
+"""Recipes and flags become wishes, or an error that names the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepinfer.compiler.wishes import BuildWishes, read_wishes
+from deepinfer.errors import ConfigError
+
+RECIPES = sorted((Path(__file__).parent.parent.parent / "build" / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: some/model\nprecision: int8\nmax_batch_size: 4\n")
+    return path
+
+
+def test_flags_override_the_recipe_which_overrides_the_defaults(recipe: Path) -> None:
+    wishes = read_wishes(recipe, {"precision": "int4", "max_seq_len": None, "name": "mine"})
+    assert (wishes.model, wishes.precision, wishes.max_batch_size) == ("some/model", "int4", 4)
+    assert (wishes.name, wishes.max_seq_len, wishes.target) == ("mine", None, "auto")
+
+
+def test_flags_alone_are_enough() -> None:
+    assert read_wishes(None, {"model": "sample"}) == BuildWishes(model="sample")
+
+
+def test_text_of_a_flag_becomes_a_number() -> None:
+    assert read_wishes(None, {"model": "sample", "max_batch_size": "16"}).max_batch_size == 16
+
+
+ERRORS: dict[str, tuple[str | None, dict[str, Any], str, str]] = {
+    "no-model": (None, {}, "no model is given", "`--model <hub id | folder | sample>`"),
+    "misspelt-key": ("precison: int8", {}, "unknown key `precison`", "did you mean `precision`?"),
+    "flag-spelling": ("max-seq-len: 1", {}, "unknown key `max-seq-len`", "`max_seq_len`"),
+    "unknown-key": ("zzz: 1", {}, "unknown key `zzz`", "known are `backend`"),
+    "wrong-choice": ("precision: int9", {"model": "m"}, "`precision` must be", ""),
+    "too-small": (None, {"model": "m", "max_batch_size": "0"}, "must be at least 1", ""),
+    "not-a-number": (None, {"model": "m", "max_seq_len": "many"}, "must be a whole number", ""),
+    "not-a-mapping": ("- a\n- b", {}, "is not a mapping", "`precision: int8`"),
+    "not-yaml": ("a: [", {}, "is not YAML", ""),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_meaningless_wishes_are_refused(tmp_path: Path, name: str) -> None:
+    text, flags, message, hint = ERRORS[name]
+    recipe = None
+    if text is not None:
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_wishes(recipe, flags)
+    assert message in caught.value.message
+    assert hint in (caught.value.hint or "")
+
+
+def test_missing_recipe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        read_wishes(tmp_path / "none.yaml", {})
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_recipes_of_the_repository_are_understood(path: Path) -> None:
+    assert read_wishes(path, {}).model
+
+
+def test_the_repository_has_recipes() -> None:
+    assert "sample.cpu.yaml" in {path.name for path in RECIPES}
