@@ -335,9 +335,7 @@ class Finding:
 def story_faults(answer: Answer, known_words: set[str]) -> list[str]:
     """What a reader would stumble over; empty for a good story."""
     text = answer.text
-    names = set(re.findall(r"\b[A-Z]\w+", text)) & set(
-        sample_text.SHE_NAMES + sample_text.HE_NAMES
-    )
+    names = set(re.findall(r"\b[A-Z]\w+", text)) & set(sample_text.SHE_NAMES + sample_text.HE_NAMES)
     words = re.findall(r"[a-z]+", text.lower())
     faults = []
     if not answer.is_stopped:
@@ -367,7 +365,9 @@ def check_stories(sample: Sample) -> Iterator[Finding]:
     """Greedy stories for each prompt, and sampled ones for the first."""
     known = known_story_words()
     answers = [(p, a) for p in STORY_PROMPTS for a in sample.generate(sample.chat_ids(p))]
-    answers += [("Once upon a time", sample.generate(sample.tokenizer.encode("Once upon a time"))[0])]
+    answers += [
+        ("Once upon a time", sample.generate(sample.tokenizer.encode("Once upon a time"))[0])
+    ]
     sampled = sample.generate(sample.chat_ids("Tell me a story"), SAMPLED_STORIES, **SAMPLING)
     answers += [("Tell me a story (temperature 0.7, top_p 0.95)", a) for a in sampled]
     for title, answer in answers:
@@ -411,10 +411,19 @@ def sum_accuracy(sample: Sample, sign: str, result: Callable[[int, int], int]) -
 
 def check_round_trip(sample: Sample) -> Iterator[Finding]:
     """Text of every kind must survive the tokenizer."""
-    texts = ("Zoë's café — naïve", "日本語と中文", "👩‍🚀🚀 ok", "a\x00b\x07\t\r\n  c ", "   ", "x" * 99)
+    texts = (
+        "Zoë's café — naïve",
+        "日本語と中文",
+        "👩‍🚀🚀 ok",
+        "a\x00b\x07\t\r\n  c ",
+        "   ",
+        "x" * 99,
+    )
     for text in texts:
         ids = sample.tokenizer.encode(text, add_special_tokens=False)
-        yield Finding(f"round trip of {text!r}", str(len(ids)), sample.tokenizer.decode(ids) == text)
+        yield Finding(
+            f"round trip of {text!r}", str(len(ids)), sample.tokenizer.decode(ids) == text
+        )
 
 
 # --- the model card ----------------------------------------------------------------------------
@@ -549,7 +558,9 @@ def evaluate(folder: Path, shape: Shape, recipe: Recipe, minutes: float) -> bool
     }
     stories = list(check_stories(sample))
     findings = [*check_round_trip(sample), *check_answers(sample), *stories]
-    findings += [Finding(f"sums with {s}", f"{x:.0%}", x >= MIN_SUM_ACCURACY) for s, x in sums.items()]
+    findings += [
+        Finding(f"sums with {s}", f"{x:.0%}", x >= MIN_SUM_ACCURACY) for s, x in sums.items()
+    ]
     for finding in findings:
         print(f"{'ok  ' if finding.is_good else 'FAIL'} {finding.title} -> {finding.answer}")
     figures = Figures(

@@ -129,42 +129,53 @@ def _hub_errors_translated(repo_id: str, revision: str | None) -> Iterator[None]
 
     try:
         yield
-    except errors.GatedRepoError as error:
-        raise CheckpointError(
-            f"`{repo_id}` is gated: its owners let in only those who accepted their terms",
-            hint=f"accept them at https://huggingface.co/{repo_id}, then `hf auth login`",
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"there is no model `{repo_id}` on the hub, or it is private",
-            hint="check the spelling; for a private model, `hf auth login`",
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise CheckpointError(
-            f"`{repo_id}` has no revision `{revision}`",
-            hint="leave `--revision` away for the newest",
-        ) from error
-    except errors.NotASafetensorsRepoError as error:
-        raise CheckpointError(
-            f"`{repo_id}` has no safetensors",
-            hint="choose a model or a revision with safetensors; pickled weights can run code",
-        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        # The answer of the hub, if there was one, is its cause.
+        raise _translate(error.__cause__ or error, repo_id, revision) from error
     except (
-        errors.LocalEntryNotFoundError,
+        errors.HfHubHTTPError,
         errors.OfflineModeIsEnabled,
+        errors.NotASafetensorsRepoError,
+        errors.SafetensorsParsingError,
+        errors.HFValidationError,
         httpx.TransportError,
     ) as error:
-        raise CheckpointError(
-            f"`{repo_id}` is not on this machine, and the hub cannot be reached",
-            hint=f"run `hf download {repo_id} --local-dir <folder>` where there is a network, then "
-            "`--model <folder>` here",
-        ) from error
-    except errors.HfHubHTTPError as error:
-        raise CheckpointError(
-            f"the hub answers {error.response.status_code} for `{repo_id}`", hint="try again later"
-        ) from error
-    except (errors.HFValidationError, errors.SafetensorsParsingError) as error:
-        raise CheckpointError(" ".join(str(error).split()).rstrip(".")) from error
+        raise _translate(error, repo_id, revision) from error
+
+
+def _translate(error: BaseException, repo_id: str, revision: str | None) -> CheckpointError:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return CheckpointError(
+            f"`{repo_id}` is gated: its owners let in only those who accepted their terms",
+            hint=f"accept them at https://huggingface.co/{repo_id}, then `hf auth login`",
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return CheckpointError(
+            f"`{repo_id}` has no revision `{revision}`",
+            hint="leave `--revision` away for the newest",
+        )
+    if isinstance(error, errors.NotASafetensorsRepoError):
+        return CheckpointError(
+            f"`{repo_id}` has no safetensors",
+            hint="choose a model or a revision with safetensors; pickled weights can run code",
+        )
+    if isinstance(error, errors.HFValidationError | errors.SafetensorsParsingError):
+        return CheckpointError(" ".join(str(error).split()).rstrip("."))
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    if status in (401, 403, 404):
+        return CheckpointError(
+            f"there is no model `{repo_id}` on the hub, or it is private",
+            hint="check the spelling; for a private model, `hf auth login`",
+        )
+    if status is not None:
+        return CheckpointError(f"the hub answers {status} for `{repo_id}`", hint="try again later")
+    return CheckpointError(
+        f"`{repo_id}` is not on this machine, and the hub cannot be reached",
+        hint=f"run `hf download {repo_id} --local-dir <folder>` where there is a network, then "
+        "`--model <folder>` here",
+    )
 
 
 def _make_progress_bar(progress: Progress) -> type:
