@@ -26,7 +26,7 @@ import tokenizers
 import torch
 import transformers
 from safetensors.torch import save_file
-from sample_text import BEGIN, END, HELD_OUT_SEED, IM_END, IM_START, PAD, TRAIN_SEED
+from sample_text import BEGIN, END, IM_END, IM_START, PAD, TRAIN_SEED
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 SPECIAL_TOKENS = (BEGIN, END, IM_START, IM_END, PAD)

@@ -38,6 +38,7 @@ from deepinfer.manifest import (
 COMPILERS = {"openvino": "deepinfer.compiler.openvino"}
 FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FULL_DISK_BYTES = 1_000_000  # less than this is free when native code fails without saying why
+NATIVE_WRITE_ERROR = "iostream error"  # all that C++ says when a write fails
 
 
 class Compiler(Protocol):
@@ -203,5 +204,7 @@ def _errors_translated(plan: BuildPlan, output: Path) -> Iterator[None]:
 
 def _is_disk_full(error: Exception, output: Path) -> bool:
     if isinstance(error, OSError) and error.errno in FULL_DISK_ERRNOS:
+        return True
+    if NATIVE_WRITE_ERROR in str(error):
         return True
     return shutil.disk_usage(output).free < FULL_DISK_BYTES

@@ -98,6 +98,8 @@ class Generation:
             texts[choice.index] = texts.get(choice.index, "") + output.push(chunk)
             if output.finish_reason is not None:
                 self._num_unfinished -= 1
+                if chunk.finish_reason is None:  # a stop string, which the engine knows nothing of
+                    self._engine.client.cancel([chunk.request_id])
         reasons = [self._plan.choices[index].output.finish_reason for index in texts]
         return [
             Delta(index, text, reason)

@@ -45,10 +45,17 @@ Generate = Callable[[Sequence[GenerationRequest]], Chunks]
 class ScriptedClient:
     """An engine client that does whatever a test says."""
 
-    def __init__(self, folder: EngineFolder, generate: Generate, status: EngineStatus) -> None:
+    def __init__(
+        self,
+        folder: EngineFolder,
+        generate: Generate,
+        status: EngineStatus,
+        cancel: Callable[[Sequence[str]], None],
+    ) -> None:
         self.manifest = folder.manifest
         self.generate = generate
         self.status = status
+        self.cancel = cancel
 
 
 async def answer_nothing(requests: Sequence[GenerationRequest]) -> Chunks:
@@ -62,10 +69,11 @@ async def app_client(
     generate: Generate = answer_nothing,
     status: EngineStatus = IS_READY,
     gpus: Sequence[Gpu] = (),
+    cancel: Callable[[Sequence[str]], None] = lambda _: None,
 ) -> AsyncIterator[httpx.AsyncClient]:
     engine = make_echo_engine(folder / "echo")
     served = ServedEngine(
-        cast(EngineClient, ScriptedClient(engine, generate, status)),
+        cast(EngineClient, ScriptedClient(engine, generate, status, cancel)),
         Tokenizer.load(engine.tokenizer_dir),
         ChatTemplate.load(engine.tokenizer_dir),
     )
@@ -210,3 +218,18 @@ async def test_chunks_of_one_wake_up_come_as_one_event(tmp_path: Path) -> None:
     assert "".join(texts) == whole["choices"][0]["text"]
     assert chunks[2]["usage"] == whole["usage"]
     assert whole["usage"]["completion_tokens"] == 3
+
+
+async def test_choice_that_a_stop_string_ended_is_cancelled_in_the_engine(tmp_path: Path) -> None:
+    cancelled: list[str] = []
+
+    async def repeat_prompts(requests: Sequence[GenerationRequest]) -> Chunks:
+        yield [TokenChunk(r.request_id, r.prompt_token_ids) for r in requests]
+        assert cancelled == [requests[0].request_id]
+        yield [TokenChunk(requests[1].request_id, (5,), FinishReason.LENGTH)]
+
+    body = {"prompt": ["one STOP two", "three"], "stop": "STOP"}
+    async with app_client(tmp_path, generate=repeat_prompts, cancel=cancelled.extend) as client:
+        choices = (await client.post("/v1/completions", json=body)).json()["choices"]
+    assert choices[0]["text"] == "one " and choices[0]["finish_reason"] == "stop"
+    assert choices[1]["finish_reason"] == "length"
