@@ -45,7 +45,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_greedy(self) -> bool:
-        return self.temperature == 0 or self.top_p == 0 or self.top_k == 1
+        """Whether only the likeliest token can be drawn at each place."""
+        return self.temperature == 0 or self.top_p == 0 or self.top_k == 1 or self.min_p == 1
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,241 @@
+"""Real compilations of tiny checkpoints: what the payload holds, bit by bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+
+from deepinfer.checkpoint import read_checkpoint
+from deepinfer.manifest import EngineFolder, find_damage
+from tests.checkpoints import ARCHITECTURES, CHAT_TEMPLATE, TEXT, make_checkpoint
+from tests.compiler.compiling import build, build_engine, read_constants, read_json
+
+Array = numpy.ndarray[Any, Any]
+
+ROPE_FREQUENCIES = 1.0 / 10_000.0 ** (numpy.arange(0, 16, 2, dtype=numpy.float32) / 16)
+WIDENED_NAMES = ("norm", ".gate.weight")  # norms and the routers of experts are computed in f32
+
+
+@pytest.fixture(scope="module")
+def bf16_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("bf16-llama"), dtype="bfloat16")
+
+
+@pytest.fixture(scope="module")
+def fp32_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("fp32-llama"), sharded=True)
+
+
+def read_tensors(checkpoint: Path, dtype: str) -> dict[str, Array]:
+    """Every tensor of a checkpoint, converted to `dtype`; bf16 as its bits."""
+    import torch
+    from safetensors.torch import load_file
+
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        tensors.update(load_file(path))
+    kinds = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+    converted = {name: tensor.to(kinds[dtype]) for name, tensor in tensors.items()}
+    if dtype == "bf16":
+        return {name: tensor.view(torch.uint16).numpy() for name, tensor in converted.items()}
+    return {name: tensor.numpy() for name, tensor in converted.items()}
+
+
+def widen(bits: Array, dtype: str) -> Array:
+    if dtype == "bf16":
+        return (bits.astype(numpy.uint32) << 16).view(numpy.float32)
+    return bits.astype(numpy.float32)
+
+
+def matrices(values: Array) -> Iterator[Array]:
+    """The two-dimensional parts of a constant; experts are stacked in one."""
+    flat = values.reshape(-1, *values.shape[-2:]) if values.ndim > 1 else values.reshape(1, 1, -1)
+    for matrix in flat:
+        yield matrix
+        yield matrix.T
+
+
+def find_missing(engine: EngineFolder, checkpoint: Path, dtype: str) -> list[str]:
+    """Tensors of the checkpoint that are not in the payload with exactly their bits."""
+    stored = {
+        (element_type, matrix.tobytes())
+        for element_type, values in read_constants(engine)
+        for matrix in matrices(values)
+    }
+    missing = []
+    for name, tensor in read_tensors(checkpoint, dtype).items():
+        is_widened = any(part in name for part in WIDENED_NAMES)
+        element_type = "f32" if is_widened else dtype
+        values = widen(tensor, dtype) if is_widened else tensor
+        if (element_type, values.tobytes()) not in stored:
+            missing.append(name)
+    return missing
+
+
+def find_rope(engine: EngineFolder) -> list[str]:
+    return [
+        element_type
+        for element_type, values in read_constants(engine)
+        if element_type == "f32" and numpy.array_equal(values.ravel(), ROPE_FREQUENCIES)
+    ]
+
+
+def count_elements(engine: EngineFolder) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for element_type, values in read_constants(engine):
+        counts[element_type] += values.size
+    return counts
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_weights_of_two_bytes_stay_bit_exact_and_rope_in_f32(
+    tmp_path: Path, architecture: str
+) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", architecture, dtype="bfloat16")
+    engine = build_engine(checkpoint, tmp_path, "bf16")
+    assert find_missing(engine, checkpoint, "bf16") == []
+    assert find_rope(engine)
+    weights = engine.manifest.files["payload/openvino_model.bin"].size_bytes
+    assert weights < 1.1 * read_checkpoint(checkpoint).weights.num_bytes
+
+
+def test_fp16_checkpoint_stays_bit_exact(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", "mixtral", dtype="float16")
+    engine = build_engine(checkpoint, tmp_path, "fp16")
+    assert find_missing(engine, checkpoint, "f16") == []
+    assert find_rope(engine)
+
+
+def test_fp32_widens_bf16_exactly(bf16_llama: Path, tmp_path: Path) -> None:
+    engine = build_engine(bf16_llama, tmp_path, "fp32")
+    assert find_missing(engine, bf16_llama, "f32") == []
+    assert find_rope(engine)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", "bf16"), ("fp16", "f16")])
+def test_fp32_checkpoint_is_rounded_once(
+    fp32_llama: Path, tmp_path: Path, precision: str, dtype: str
+) -> None:
+    engine = build_engine(fp32_llama, tmp_path, precision)
+    assert find_missing(engine, fp32_llama, dtype) == []
+    assert find_rope(engine)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3_moe"])
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_quantised_weights_are_really_small(
+    tmp_path: Path, architecture: str, precision: str
+) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", architecture, dtype="bfloat16")
+    engine = build_engine(checkpoint, tmp_path, precision)
+    found = read_checkpoint(checkpoint)
+    counts = count_elements(engine)
+    assert counts["bf16"] == 0
+    expected = found.num_parameters if precision == "int8" else found.num_embedding_parameters
+    assert counts["u8"] >= 0.95 * expected
+    weights = engine.manifest.files["payload/openvino_model.bin"].size_bytes
+    layers = found.num_parameters - found.num_embedding_parameters
+    ideal = layers * {"int8": 1.0, "int4": 0.5}[precision] + found.num_embedding_parameters
+    assert ideal < weights < 1.25 * ideal
+    assert engine.manifest.precision == precision
+    assert (engine.manifest.backend.settings["dynamic_quantization_group_size"]) == 32
+
+
+def test_tied_embedding_is_stored_once(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", tied=True, vocab_padding=2000)
+    engine = build_engine(checkpoint, tmp_path, "fp32")
+    num_bytes = engine.manifest.files["payload/openvino_model.bin"].size_bytes
+    assert num_bytes < 4.1 * read_checkpoint(checkpoint).num_parameters
+
+
+def test_manifest_says_what_was_built(bf16_llama: Path, tmp_path: Path) -> None:
+    engine = build_engine(bf16_llama, tmp_path, "int4", "--max-batch-size", "3")
+    manifest = engine.manifest
+    assert list(find_damage(engine, with_digests=True)) == []
+    assert manifest.model.id == str(bf16_llama)
+    assert manifest.model.architecture == "LlamaForCausalLM"
+    assert (manifest.precision, manifest.kv_cache_precision) == ("int4", "int8")
+    assert manifest.limits.max_batch_size == 3
+    assert manifest.tokens.eos_token_ids == (1, 4)
+    assert manifest.backend.libraries["optimum-intel"]
+    assert manifest.build.peak_memory_bytes > 10**8
+    assert {choice.name for choice in manifest.build.choices} >= {"group_size", "max_seq_len"}
+    assert set(manifest.files) == {
+        "payload/config.json",
+        "payload/generation_config.json",
+        *(f"payload/openvino_model.{suffix}" for suffix in ("xml", "bin")),
+        *(f"payload/openvino_tokenizer.{suffix}" for suffix in ("xml", "bin")),
+        *(f"payload/openvino_detokenizer.{suffix}" for suffix in ("xml", "bin")),
+        "tokenizer/chat_template.jinja",
+        "tokenizer/config.json",
+        "tokenizer/generation_config.json",
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
+    }
+
+
+def test_payload_names_the_cache_precision_of_the_plan(bf16_llama: Path, tmp_path: Path) -> None:
+    engine = build_engine(bf16_llama, tmp_path, "bf16", "--kv-cache-precision", "fp32")
+    text = (engine.payload_dir / "openvino_model.xml").read_text(encoding="utf-8")
+    assert '<KV_CACHE_PRECISION value="f32" />' in text
+
+
+@pytest.mark.parametrize("place", ["tokenizer_config.json:named", "chat_template.json"])
+def test_chat_template_ends_up_in_one_place(tmp_path: Path, place: str) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", chat_template_place=place)
+    engine = build_engine(checkpoint, tmp_path, "fp32")
+    template = (engine.tokenizer_dir / "chat_template.jinja").read_text(encoding="utf-8")
+    assert template == CHAT_TEMPLATE
+    assert "chat_template" not in read_json(engine.tokenizer_dir / "tokenizer_config.json")
+
+
+def test_older_tokenizer_files_become_tokenizer_json(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    original = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    original.model.save(str(checkpoint))  # vocab.json and merges.txt
+    (checkpoint / "tokenizer.json").unlink()
+    config = {"tokenizer_class": "GPT2Tokenizer", "unk_token": None, "eos_token": "<|end|>"}
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    engine = build_engine(checkpoint, tmp_path, "fp32")
+    converted = Tokenizer.from_file(str(engine.tokenizer_dir / "tokenizer.json"))
+    for text in TEXT:
+        assert converted.encode(text).ids == original.encode(text).ids
+
+
+def test_tensor_that_is_missing_is_not_made_up(
+    bf16_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    checkpoint = Path(shutil.copytree(bf16_llama, tmp_path / "checkpoint"))
+    tensors = load_file(checkpoint / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    assert build(checkpoint, tmp_path / "engines") == 1
+    error = capsys.readouterr().err
+    assert "error: the checkpoint has no usable tensor `model.layers.1.mlp.up_proj.weight`" in error
+    assert list((tmp_path / "engines").iterdir()) == []
+
+
+def test_values_that_fp16_cannot_hold_are_refused(
+    bf16_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    checkpoint = Path(shutil.copytree(bf16_llama, tmp_path / "checkpoint"))
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors["model.norm.weight"][3] = 1e6
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    assert build(checkpoint, tmp_path / "engines", "--precision", "fp16") == 1
+    error = capsys.readouterr().err
+    assert "error: `model.norm.weight` has values beyond 65,504" in error
+    assert "hint: `--precision bf16`" in error
