@@ -140,6 +140,7 @@ def _model_config(architecture: str, **dims: Any) -> Any:
     sliding_window = dims.pop("sliding_window")
     head_dim = dims["head_dim"]
     dims["initializer_range"] = 0.1  # wide enough that random logits differ well
+    dims["rope_parameters"] = {"rope_type": "default", "rope_theta": 10_000.0}
     if architecture == "llama":
         return transformers.LlamaConfig(**dims)
     if architecture == "mistral":

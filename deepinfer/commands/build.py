@@ -6,7 +6,6 @@ The plan goes to stdout and the progress to stderr. `--json` makes stdout one JS
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -91,10 +90,11 @@ def build(
 def _make_plan(wishes: BuildWishes) -> tuple[Checkpoint, BuildPlan]:
     from deepinfer.compiler.plan import make_plan
     from deepinfer.compiler.source import find_checkpoint
+    from deepinfer.compiler.staging import free_disk_bytes
     from deepinfer.compiler.target import resolve_target
     from deepinfer.device import read_machine
 
-    device = resolve_target(wishes.target, read_machine(), _free_disk_bytes(wishes.output))
+    device = resolve_target(wishes.target, read_machine(), free_disk_bytes(wishes.output))
     checkpoint = find_checkpoint(wishes.model, wishes.revision)
     return checkpoint, make_plan(device, checkpoint, wishes)
 
@@ -137,14 +137,6 @@ def _print_plan(plan: BuildPlan) -> None:
 
 def _print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
-
-
-def _free_disk_bytes(output: Path) -> int:
-    """Free bytes on the disk of `output`, or of its nearest parent that exists."""
-    folder = output.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 @contextmanager

@@ -117,9 +117,7 @@ def choose_kv_cache_precision(device: TargetDevice, precision: str, wishes: Buil
     if wish != "auto":
         return Choice(name=name, value=wish, reason=AS_ASKED)
     if precision == "fp32":
-        return Choice(
-            name=name, value="fp32", reason="`--precision fp32` asks for exact arithmetic"
-        )
+        return Choice(name=name, value="fp32", reason="fp32 weights are there for exact arithmetic")
     cost = KV_PERPLEXITY_COST["int8"]
     if cost is None:
         return Choice(name=name, value="int8", reason="a quarter of fp32, and OpenVINO's default")
@@ -133,9 +131,7 @@ def choose_kv_cache_precision(device: TargetDevice, precision: str, wishes: Buil
 def choose_inference_precision(device: TargetDevice, precision: str) -> Choice:
     name = "inference_precision"
     if precision == "fp32":
-        return Choice(
-            name=name, value="fp32", reason="`--precision fp32` asks for exact arithmetic"
-        )
+        return Choice(name=name, value="fp32", reason="fp32 weights are there for exact arithmetic")
     if precision == "fp16":
         reason = "bf16 arithmetic would drop bits that fp16 weights have"
         return Choice(name=name, value="fp32", reason=reason)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -93,9 +94,7 @@ def compile_checkpoint(
         shutil.rmtree(export_dir)
         check_payload(plan, checkpoint, payload_dir / MODEL_NAME)
         write_tokenizer(checkpoint, folder / TOKENIZER_DIR, plan.trust_remote_code)
-        for name in (CONFIG_NAME, GENERATION_CONFIG_NAME):
-            if (folder / TOKENIZER_DIR / name).is_file():
-                shutil.copyfile(folder / TOKENIZER_DIR / name, payload_dir / name)
+        _write_configs(checkpoint, payload_dir)
         _convert_tokenizer(folder / TOKENIZER_DIR, payload_dir)
 
 
@@ -234,6 +233,16 @@ def _save(model: Any, path: Path) -> None:
     import openvino
 
     openvino.save_model(model, path, compress_to_fp16=False)  # True would round RoPE too
+
+
+def _write_configs(checkpoint: Checkpoint, payload_dir: Path) -> None:
+    """Write what the executor looks for beside the graph."""
+    shutil.copyfile(checkpoint.folder / CONFIG_NAME, payload_dir / CONFIG_NAME)
+    # Without any end token the executor refuses every request, even those that ignore it; an id
+    # beyond the vocabulary is never generated.
+    eos_token_ids = checkpoint.eos_token_ids or (checkpoint.dims.vocab_size,)
+    text = json.dumps({"eos_token_id": eos_token_ids})
+    (payload_dir / GENERATION_CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
 
 
 def _convert_tokenizer(tokenizer_dir: Path, payload_dir: Path) -> None:

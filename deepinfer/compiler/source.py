@@ -17,7 +17,9 @@ from typing import Any
 
 from deepinfer.checkpoint import SMALL_FILE_NAMES, Checkpoint, read_checkpoint
 from deepinfer.compiler.progress import Progress
+from deepinfer.compiler.staging import free_disk_bytes
 from deepinfer.errors import BackendError, CheckpointError
+from deepinfer.terminal import format_bytes
 from deepinfer.weights import Tensor, Weights, are_weights_complete, sum_up_weights
 
 SAMPLE_NAME = "sample"
@@ -55,6 +57,8 @@ def fetch_weights(
         return checkpoint
     if checkpoint.revision is None:
         return checkpoint
+    hub = _import_hub()
+    _check_disk(checkpoint, Path(hub.constants.HF_HUB_CACHE))
     patterns = [*SMALL_FILE_NAMES, *checkpoint.weights.files]
     if with_code:
         patterns.append(CODE_PATTERN)
@@ -62,13 +66,23 @@ def fetch_weights(
         progress.phase("download", f"{checkpoint.id} from the hub"),
         _hub_errors_translated(checkpoint.id, checkpoint.revision),
     ):
-        folder = _import_hub().snapshot_download(
+        folder = hub.snapshot_download(
             checkpoint.id,
             revision=checkpoint.revision,
             allow_patterns=patterns,
             tqdm_class=_make_progress_bar(progress),
         )
     return read_checkpoint(Path(folder), model_id=checkpoint.id, revision=checkpoint.revision)
+
+
+def _check_disk(checkpoint: Checkpoint, cache: Path) -> None:
+    free_bytes = free_disk_bytes(cache)
+    if not checkpoint.has_weights and checkpoint.weights.num_bytes > free_bytes:
+        raise CheckpointError(
+            f"downloading `{checkpoint.id}` needs {format_bytes(checkpoint.weights.num_bytes)} of "
+            f"disk; {format_bytes(free_bytes)} are free for `{cache}`",
+            hint="free some, or set HF_HOME to a folder on another disk",
+        )
 
 
 def _refuse_revision(revision: str | None, what: str) -> None:

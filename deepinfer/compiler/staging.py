@@ -64,6 +64,14 @@ def open_staging(target: Path, on_wait: Callable[[], None]) -> Iterator[Staging]
         os.close(lock)
 
 
+def free_disk_bytes(path: Path) -> int:
+    """Free bytes on the disk of `path`, or of its nearest parent that exists."""
+    folder = path.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
 def refuse_foreign(target: Path) -> None:
     """Raise BuildError when `target` exists and is not an engine."""
     is_engine = (target / MANIFEST_NAME).is_file() and not target.is_symlink()

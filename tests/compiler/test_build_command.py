@@ -15,11 +15,15 @@ from pathlib import Path
 import pytest
 
 from deepinfer.__main__ import main
-from deepinfer.compiler import openvino
+from deepinfer.checkpoint import read_checkpoint
+from deepinfer.compiler import footprint, openvino
+from deepinfer.compiler.plan import make_plan
+from deepinfer.compiler.wishes import BuildWishes
 from deepinfer.errors import BuildError
 from deepinfer.manifest import EngineFolder, find_damage, read_engine
 from tests.checkpoints import make_checkpoint
 from tests.compiler.compiling import build
+from tests.compiler.planning import LAPTOP
 
 Output = pytest.CaptureFixture[str]
 
@@ -96,15 +100,14 @@ def test_dry_run_as_json(llama: Path, tmp_path: Path, capsys: Output) -> None:
 BLOCKED = ("torch", "transformers", "openvino", "optimum", "nncf", "safetensors", "numpy")
 PLAN_WITHOUT_TORCH = f"""
 import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (10**9, 10**9))
 class Block:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {BLOCKED}:
             raise ImportError(f"{{name}} is blocked")
 sys.meta_path.insert(0, Block())
 from deepinfer.__main__ import main
-code = main(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
-sys.exit(code)
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -113,7 +116,7 @@ def test_dry_run_needs_no_torch_and_no_weights_in_memory(llama: Path, tmp_path: 
     path = checkpoint / "model.safetensors"
     header_bytes = int.from_bytes(path.read_bytes()[:8], "little")
     header = json.loads(path.read_bytes()[8 : 8 + header_bytes])
-    # Two gigabytes of weights, as a hole in the file: whoever reads them holds them.
+    # Two gigabytes of weights, as a hole in the file, for a process that may hold one.
     header["lm_head.weight"]["data_offsets"][1] = end = 2 * 10**9
     text = json.dumps(header).encode()
     with open(path, "wb") as file:
@@ -126,7 +129,7 @@ def test_dry_run_needs_no_torch_and_no_weights_in_memory(llama: Path, tmp_path: 
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stderr.split()[-1]) * 1024 < 200 * 10**6
+    assert "memory to serve" in done.stdout
 
 
 def test_up_to_date_engine_is_found_without_torch(llama: Path, engines: Path) -> None:
@@ -308,21 +311,16 @@ def test_second_build_of_a_name_waits_and_finds_it_up_to_date(
 
 BUILD_WITH_SMALL_FILES = """
 import resource, sys
-limit = int(sys.argv[1])
-resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 from deepinfer.__main__ import main
-sys.exit(main(sys.argv[2:]))
+sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("limit", [10_000, 1_000_000, 2_700_000], ids=["xml", "export", "payload"])
-def test_disk_that_cannot_hold_the_build_leaves_nothing(
-    wide: Path, tmp_path: Path, limit: int
-) -> None:
-    """A limit on file sizes stands in for the full disk: writes fail in the same places."""
-    command = [sys.executable, "-c", BUILD_WITH_SMALL_FILES, str(limit), "build"]
+def test_file_that_cannot_grow_is_a_full_disk(wide: Path, tmp_path: Path) -> None:
+    flags = ["--model", wide, "--output", tmp_path / "engines", "--precision", "bf16"]
     done = subprocess.run(
-        [*command, "--model", wide, "--output", tmp_path / "engines", "--precision", "bf16"],
+        [sys.executable, "-c", BUILD_WITH_SMALL_FILES, "build", *flags],
         capture_output=True,
         text=True,
         timeout=120,
@@ -333,30 +331,25 @@ def test_disk_that_cannot_hold_the_build_leaves_nothing(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+@pytest.mark.parametrize("size", ["4m", "8m"], ids=["while-exporting", "while-compressing"])
 def test_full_disk_leaves_nothing(
-    wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wide: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch, size: str
 ) -> None:
-    from deepinfer.compiler import footprint
-
     monkeypatch.setattr(footprint, "build_disk_bytes", lambda *_: 0)  # or the plan would refuse
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("this machine does not let even root mount")
+        pytest.skip("this machine lets not even root mount")
     try:
         assert build(wide, disk, "--precision", "bf16") == 1
+        assert f"error: the disk is full: `{disk}` cannot hold" in capsys.readouterr().err
         assert list(disk.iterdir()) == []
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_payload_that_is_cut_short_is_noticed(built: Path, tmp_path: Path, llama: Path) -> None:
-    from deepinfer.checkpoint import read_checkpoint
-    from deepinfer.compiler.plan import make_plan
-    from deepinfer.compiler.wishes import BuildWishes
-    from tests.compiler.planning import LAPTOP
-
     checkpoint = read_checkpoint(llama)
     plan = make_plan(LAPTOP, checkpoint, BuildWishes(model=str(llama), precision="int8"))
     payload = Path(shutil.copytree(built / "llama.int8.cpu" / "payload", tmp_path / "payload"))

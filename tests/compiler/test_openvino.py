@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
 
+from deepinfer.backends.openvino import OpenVinoBackend
 from deepinfer.checkpoint import read_checkpoint
+from deepinfer.engine import EngineOptions
+from deepinfer.generation import GenerationRequest, SamplingParams
 from deepinfer.manifest import EngineFolder, find_damage
-from tests.checkpoints import ARCHITECTURES, CHAT_TEMPLATE, TEXT, make_checkpoint
+from tests.checkpoints import ARCHITECTURES, CHAT_TEMPLATE, TEXT, VOCAB_SIZE, make_checkpoint
 from tests.compiler.compiling import build, build_engine, read_constants, read_json
 
 Array = numpy.ndarray[Any, Any]
@@ -31,6 +35,24 @@ def bf16_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def fp32_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("fp32-llama"), sharded=True)
+
+
+BuildBf16 = Callable[..., tuple[Path, EngineFolder]]
+
+
+@pytest.fixture(scope="module")
+def build_bf16(tmp_path_factory: pytest.TempPathFactory) -> BuildBf16:
+    """A bf16 checkpoint of an architecture and its engine, made once."""
+
+    @cache
+    def make(architecture: str, sliding_window: int | None = None) -> tuple[Path, EngineFolder]:
+        folder = tmp_path_factory.mktemp(architecture)
+        checkpoint = make_checkpoint(
+            folder / "checkpoint", architecture, dtype="bfloat16", sliding_window=sliding_window
+        )
+        return checkpoint, build_engine(checkpoint, folder, "bf16")
+
+    return make
 
 
 def read_tensors(checkpoint: Path, dtype: str) -> dict[str, Array]:
@@ -96,14 +118,97 @@ def count_elements(engine: EngineFolder) -> Counter[str]:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_weights_of_two_bytes_stay_bit_exact_and_rope_in_f32(
-    tmp_path: Path, architecture: str
+    build_bf16: BuildBf16, architecture: str
 ) -> None:
-    checkpoint = make_checkpoint(tmp_path / "checkpoint", architecture, dtype="bfloat16")
-    engine = build_engine(checkpoint, tmp_path, "bf16")
+    checkpoint, engine = build_bf16(architecture)
     assert find_missing(engine, checkpoint, "bf16") == []
     assert find_rope(engine)
     weights = engine.manifest.files["payload/openvino_model.bin"].size_bytes
     assert weights < 1.1 * read_checkpoint(checkpoint).weights.num_bytes
+
+
+def generate(engine: EngineFolder, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
+    """Greedy tokens of the engine, all prompts at once, computed in fp32 whatever its settings."""
+    settings = {"inference_precision": "f32", "kv_cache_precision": "f32"}
+    exact = engine.manifest.backend.model_copy(update={"settings": settings})
+    manifest = engine.manifest.model_copy(update={"backend": exact})
+    backend = OpenVinoBackend.load(
+        EngineFolder(path=engine.path, manifest=manifest), EngineOptions(), lambda *_: None
+    )
+    greedy = SamplingParams(max_tokens=num_tokens, temperature=0, ignore_eos=True)
+    for number, prompt in enumerate(prompts):
+        backend.add(
+            GenerationRequest(
+                request_id=str(number), prompt_token_ids=tuple(prompt), sampling=greedy
+            )
+        )
+    answers: list[list[int]] = [[] for _ in prompts]
+    num_running = len(prompts)
+    while num_running:
+        for chunk in backend.step():
+            answers[int(chunk.request_id)].extend(chunk.token_ids)
+            num_running -= chunk.finish_reason is not None
+    backend.close()
+    return answers
+
+
+def generate_by_transformers(
+    checkpoint: Path, prompts: list[list[int]], num_tokens: int
+) -> list[list[int]]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    model.generation_config.eos_token_id = None
+    answers = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        mask = torch.ones_like(ids)
+        output = model.generate(
+            ids, attention_mask=mask, max_new_tokens=num_tokens, do_sample=False
+        )
+        answers.append(output[0, len(prompt) :].tolist())
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sliding_window"),
+    [
+        ("mixtral", None),
+        ("qwen3_moe", None),
+        ("granite", None),
+        ("olmo2", None),
+        ("smollm3", None),
+        ("mistral", 16),
+        ("phi3", 16),
+    ],
+)
+def test_every_weight_is_in_its_place(
+    build_bf16: BuildBf16, architecture: str, sliding_window: int | None
+) -> None:
+    """Greedy tokens of a bf16 payload computed in fp32 are those of transformers in float32.
+
+    A wrong place by luck: one token in 384 each, so 192 of them never.
+    """
+    checkpoint, engine = build_bf16(architecture, sliding_window)
+    prompts = [[(7 * i + 11 * k) % VOCAB_SIZE for k in range(10 * i + 8)] for i in range(1, 5)]
+    expected = generate_by_transformers(checkpoint, prompts, 48)
+    assert generate(engine, prompts, 48) == expected
+
+
+def test_checkpoint_without_end_token_runs(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    for name, key in (
+        ("config.json", "eos_token_id"),
+        ("generation_config.json", "eos_token_id"),
+        ("tokenizer_config.json", "eos_token"),
+    ):
+        config = read_json(checkpoint / name)
+        del config[key]
+        (checkpoint / name).write_text(json.dumps(config), encoding="utf-8")
+    engine = build_engine(checkpoint, tmp_path, "fp32")
+    assert engine.manifest.tokens.eos_token_ids == ()
+    assert len(generate(engine, [[5, 6, 7]], 5)[0]) == 5
 
 
 def test_fp16_checkpoint_stays_bit_exact(tmp_path: Path) -> None:
@@ -239,3 +344,34 @@ def test_values_that_fp16_cannot_hold_are_refused(
     error = capsys.readouterr().err
     assert "error: `model.norm.weight` has values beyond 65,504" in error
     assert "hint: `--precision bf16`" in error
+
+
+CUSTOM_CODE = """
+from pathlib import Path
+from transformers import LlamaForCausalLM
+
+Path({marker!r}).write_text("ran")
+
+class CustomLlama(LlamaForCausalLM):
+    pass
+"""
+
+
+@pytest.mark.parametrize("flags", [[], ["--trust-remote-code"]], ids=["default", "trusted"])
+def test_code_of_a_checkpoint_runs_only_when_trusted(
+    bf16_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    from transformers import dynamic_module_utils
+
+    modules = str(tmp_path / "modules")
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", modules)
+    monkeypatch.syspath_prepend(modules)
+    checkpoint = Path(shutil.copytree(bf16_llama, tmp_path / "checkpoint"))
+    marker = tmp_path / "marker"
+    (checkpoint / "custom.py").write_text(CUSTOM_CODE.format(marker=str(marker)), encoding="utf-8")
+    config = read_json(checkpoint / "config.json")
+    config["auto_map"] = {"AutoModelForCausalLM": "custom.CustomLlama"}
+    (checkpoint / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    engine = build_engine(checkpoint, tmp_path, "bf16", *flags)
+    assert marker.exists() == bool(flags)
+    assert engine.manifest.model.trust_remote_code == bool(flags)

@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from deepinfer.compiler import source
-from deepinfer.compiler.source import find_checkpoint
+from deepinfer.compiler.progress import Progress
+from deepinfer.compiler.source import fetch_weights, find_checkpoint
 from deepinfer.errors import CheckpointError
 from tests.checkpoints import make_checkpoint
 from tests.compiler.fake_hub import COMMIT, FakeHub, serve_hub
@@ -110,6 +112,16 @@ def test_build_of_a_hub_model_downloads_it_once(hub: FakeHub, tmp_path: Path) ->
     assert not hub.sent_bytes
     offline = run_build(None, tmp_path / "cache", *flags, HF_HUB_OFFLINE="1")
     assert "is up to date" in offline.stdout, offline.stderr
+
+
+def test_download_that_does_not_fit_is_refused_before_it_begins(llama: Path) -> None:
+    remote = replace(
+        find_checkpoint(str(llama)), id=MODEL, revision=COMMIT, folder=Path("/nowhere")
+    )
+    huge = replace(remote, weights=replace(remote.weights, num_bytes=2**60))
+    with pytest.raises(CheckpointError, match="of disk; .* are free") as caught:
+        fetch_weights(huge, Progress())
+    assert "set HF_HOME" in (caught.value.hint or "")
 
 
 REFUSALS = {
