@@ -59,6 +59,7 @@ class ModelDims:
 @dataclass(frozen=True)
 class Checkpoint:
     id: str
+    source: str  # what `--model` names: the id, or the folder's path
     revision: str | None
     folder: Path
     architecture: str
@@ -110,17 +111,20 @@ def read_checkpoint(
 
     Raises CheckpointError when it is not a checkpoint, is damaged, or has no safetensors.
     """
-    model_id = model_id or str(folder.resolve())
-    _require_config(folder, model_id)
+    source = model_id or str(folder.resolve())
+    # Clients see the id: a folder goes by its name, and its path stays on this machine.
+    model_id = model_id or folder.resolve().name
+    _require_config(folder, source)
     config = _read_json(folder / CONFIG_NAME)
-    architecture = _read_architecture(config, model_id)
+    architecture = _read_architecture(config, source)
     text_config = config.get("text_config") or config
     weights = weights or read_weights(folder)
-    _require_tokenizer(folder, model_id)
+    _require_tokenizer(folder, source)
     generation = _read_optional_json(folder / GENERATION_CONFIG_NAME)
     dims = _read_dims(text_config, architecture)
     return Checkpoint(
         id=model_id,
+        source=source,
         revision=revision,
         folder=folder,
         architecture=architecture,
@@ -169,7 +173,7 @@ def digest_source(checkpoint: Checkpoint, *, with_code: bool = False) -> str:
     return digest.hexdigest()
 
 
-def _require_config(folder: Path, model_id: str) -> None:
+def _require_config(folder: Path, source: str) -> None:
     if (folder / CONFIG_NAME).is_file():
         return
     hint = "give a folder with config.json, safetensors and a tokenizer"
@@ -180,24 +184,24 @@ def _require_config(folder: Path, model_id: str) -> None:
     elif any(folder.glob("*.gguf")):
         hint = "GGUF is another engine's format: give the checkpoint that it was made from"
     raise CheckpointError(
-        f"`{model_id}` is not a Hugging Face checkpoint: it has no {CONFIG_NAME}", hint=hint
+        f"`{source}` is not a Hugging Face checkpoint: it has no {CONFIG_NAME}", hint=hint
     )
 
 
-def _require_tokenizer(folder: Path, model_id: str) -> None:
+def _require_tokenizer(folder: Path, source: str) -> None:
     if not any((folder / name).is_file() for name in (TOKENIZER_NAME, *SLOW_TOKENIZER_NAMES)):
         raise CheckpointError(
-            f"`{model_id}` has no tokenizer",
+            f"`{source}` has no tokenizer",
             hint=f"put the {TOKENIZER_NAME} of the model beside its weights",
         )
 
 
-def _read_architecture(config: dict[str, Any], model_id: str) -> str:
+def _read_architecture(config: dict[str, Any], source: str) -> str:
     architectures = config.get("architectures")
     if isinstance(architectures, list) and architectures and isinstance(architectures[0], str):
         return architectures[0]
     raise CheckpointError(
-        f"the {CONFIG_NAME} of `{model_id}` names no architecture",
+        f"the {CONFIG_NAME} of `{source}` names no architecture",
         hint="give a checkpoint of a causal language model",
     )
 

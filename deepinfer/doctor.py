@@ -282,7 +282,7 @@ def check_engine(folder: Path, gpus: Sequence[Gpu]) -> Finding | None:
     except EngineError as error:
         return Finding("engines", Status.WARNING, error.message, error.hint)
     manifest = engine.manifest
-    rebuild = f"rebuild it with `deepinfer build --model {manifest.model.id} --force`"
+    rebuild = f"rebuild it with `deepinfer build --model {manifest.model.source} --force`"
     if damage := next(find_damage(engine, with_digests=False), None):
         return Finding(
             "engines", Status.WARNING, f"`{manifest.name}` is damaged: {damage}", rebuild

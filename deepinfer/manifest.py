@@ -32,7 +32,8 @@ class Record(BaseModel):
 class ModelRecord(Record):
     """Where the weights came from."""
 
-    id: str
+    id: str  # what clients call it
+    source: str  # what `deepinfer build --model` was given: a hub id, a folder or "sample"
     revision: str | None = None
     architecture: str
     num_parameters: int

@@ -39,7 +39,11 @@ def make_simulated_engine(
     manifest = EngineManifest(
         name=name,
         model=ModelRecord(
-            id=model_id, architecture="None", num_parameters=0, source_digest="0" * 64
+            id=model_id,
+            source=model_id,
+            architecture="None",
+            num_parameters=0,
+            source_digest="0" * 64,
         ),
         backend=BackendRecord(name="simulated", version="1", settings=settings or {}),
         precision="fp32",

@@ -454,11 +454,12 @@ pipeline_tag: text-generation
 
 # The DeepInfer sample: a toy language model
 
-This is a toy. It has {parameters:.2f} million parameters and knows a few hundred simple things. It is
-here so that DeepInfer can be tried and tested without a download and without a network: it tells
-short stories, adds small numbers, answers simple questions in a chat, and stops by itself. Do not
-use it for anything that matters. What it says may be wrong, and it understands only English of the
-kind shown below.
+This is a toy. It has {parameters:.2f} million parameters and knows a few hundred simple things. It
+is here so that DeepInfer can be tried and tested without a download and without a network: it tells
+short stories in whole sentences, answers simple questions in a chat, and stops by itself. It mixes
+up names, answers many questions with the answer to another, and cannot add (the table says how
+seldom it is right). It understands only English of the kind shown below. Do not use it for anything
+that matters.
 
 ## What it was trained on
 
@@ -471,7 +472,7 @@ the same templates, so the loss says how well the model learned these, and nothi
 
 | | |
 |---|---|
-| Architecture | Llama, {layers} layers, hidden size {hidden}, {heads} heads, {kv_heads} key-value heads |
+| Architecture | Llama, {layers} layers, hidden size {hidden}, {heads} heads, {kv_heads} KV heads |
 | Parameters | {parameter_count:,} (the output head is the embedding), stored in bfloat16 |
 | Tokenizer | byte-level BPE, {vocab:,} tokens |
 | Context | {positions:,} positions, trained on sequences of {sequence_length} |

@@ -118,7 +118,7 @@ def verify_engine(name: str, engine_dir: Path, is_json: bool) -> None:
         count = "1 place" if len(damage) == 1 else f"{len(damage)} places"
         raise EngineError(
             f"engine `{manifest.name}` differs from its manifest in {count}",
-            hint=f"rebuild it with `deepinfer build --model {manifest.model.id} --force`",
+            hint=f"rebuild it with `deepinfer build --model {manifest.model.source} --force`",
         )
     if not is_json:
         click.echo(f"engine `{manifest.name}` is whole: {size(manifest)}")
@@ -214,6 +214,7 @@ def _model_facts(manifest: EngineManifest) -> list[tuple[str, str]]:
     model, tokens = manifest.model, manifest.tokens
     return [
         ("model", model.id),
+        ("source", model.source),
         ("revision", model.revision or "-"),
         ("architecture", model.architecture),
         ("parameters", f"{model.num_parameters:,}"),

@@ -153,6 +153,7 @@ def _make_manifest(
         name=plan.name,
         model=ModelRecord(
             id=checkpoint.id,
+            source=checkpoint.source,
             revision=checkpoint.revision,
             architecture=checkpoint.architecture,
             num_parameters=checkpoint.num_parameters,

@@ -264,7 +264,8 @@ def test_manifest_says_what_was_built(bf16_llama: Path, tmp_path: Path) -> None:
     engine = build_engine(bf16_llama, tmp_path, "int4", "--max-batch-size", "3")
     manifest = engine.manifest
     assert list(find_damage(engine, with_digests=True)) == []
-    assert manifest.model.id == str(bf16_llama)
+    assert manifest.model.id == bf16_llama.name
+    assert manifest.model.source == str(bf16_llama)
     assert manifest.model.architecture == "LlamaForCausalLM"
     assert (manifest.precision, manifest.kv_cache_precision) == ("int4", "int8")
     assert manifest.limits.max_batch_size == 3

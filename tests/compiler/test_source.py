@@ -58,7 +58,7 @@ def run_build(
 
 def test_folder_is_read(llama: Path) -> None:
     checkpoint = find_checkpoint(str(llama))
-    assert checkpoint.id == str(llama)
+    assert (checkpoint.id, checkpoint.source) == (llama.name, str(llama))
     assert checkpoint.has_weights
 
 
