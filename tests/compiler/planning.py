@@ -69,6 +69,7 @@ def make_weights(parameters: int, embedding: int, lm_head: int = 0, dtype: str =
 
 QWEN = Checkpoint(
     id="Qwen/Qwen2.5-0.5B-Instruct",
+    source="Qwen/Qwen2.5-0.5B-Instruct",
     revision="0" * 40,
     folder=Path("/nowhere"),
     architecture="Qwen2ForCausalLM",
@@ -82,6 +83,7 @@ QWEN = Checkpoint(
 LLAMA = replace(
     QWEN,
     id="meta-llama/Llama-3.1-8B-Instruct",
+    source="meta-llama/Llama-3.1-8B-Instruct",
     architecture="LlamaForCausalLM",
     model_type="llama",
     dims=LLAMA_DIMS,
