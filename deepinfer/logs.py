@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from contextvars import ContextVar
+from typing import TextIO
 
 LINE_FORMAT = "%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s"
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
@@ -27,11 +28,19 @@ class RequestFormatter(logging.Formatter):
         return line if request_id is None else f"{line} request_id={request_id}"
 
 
+class _OurHandler(logging.StreamHandler[TextIO]):
+    """Marks the handler that `configure` may replace; those of others are theirs."""
+
+
 def configure(level: str) -> None:
-    """Send everything from `level` up to stderr; libraries' own handlers are replaced."""
-    handler = logging.StreamHandler(sys.stderr)
+    """Send everything from `level` up to stderr, once, however often this is called."""
+    handler = _OurHandler(sys.stderr)
     handler.setFormatter(RequestFormatter())
-    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    root = logging.getLogger()
+    for old in [old for old in root.handlers if isinstance(old, _OurHandler)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(level.upper())
     # uvicorn says at INFO what our own lines say already.
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
     logging.getLogger("asyncio").setLevel(max(logging.INFO, logging.getLogger().level))

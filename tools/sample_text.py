@@ -2084,20 +2084,23 @@ def _plain_dialogue(rng: random.Random) -> Document:
     return Document(expand(rng.choice(DIALOGUES), rng, slots))
 
 
+def _plain_sums(rng: random.Random) -> Document:
+    """A sheet of sums: the densest way to learn the tables."""
+    lines = []
+    for _ in range(rng.randrange(4, 13)):
+        first, sign, second, result = make_sum(rng)
+        lines.append(f"{first} {sign} {second} = {result}")
+    return Document("\n".join(lines))
+
+
 def _plain_list(rng: random.Random) -> Document:
-    which = rng.randrange(4)
+    which = rng.randrange(3)
     if which == 0:
         start, step = rng.randrange(1, 12), rng.choice((1, 1, 1, 2, 5, 10))
         return Document(", ".join(str(start + step * i) for i in range(rng.randrange(5, 16))))
     if which == 1:
         start = rng.randrange(7)
         return Document(", ".join(DAYS[(start + i) % 7] for i in range(7)))
-    if which == 2:
-        lines = []
-        for _ in range(rng.randrange(2, 7)):
-            first, sign, second, result = make_sum(rng)
-            lines.append(f"{first} {sign} {second} = {result}")
-        return Document("\n".join(lines))
     asks = (_ask_colour, _ask_animal, _ask_capital, _ask_opposite, _ask_calendar, _ask_single)
     return Document("\n".join(rng.choice(asks)(rng)[1] for _ in range(rng.randrange(1, 5))))
 
@@ -2110,15 +2113,16 @@ def _plain_question(rng: random.Random) -> Document:
 
 
 DOCUMENT_MIX: tuple[tuple[Callable[[random.Random], Document], int], ...] = (
-    (_plain_story, 17),
-    (_story_chat, 26),
-    (_small_chat, 40),
-    (_name_chat, 3),
-    (_running_sum, 2),
+    (_plain_story, 10),
+    (_story_chat, 20),
+    (_small_chat, 38),
+    (_name_chat, 5),
+    (_running_sum, 3),
+    (_plain_dialogue, 14),
+    (_plain_sums, 12),
     (_plain_future, 3),
     (_plain_facts, 3),
     (_plain_me, 2),
-    (_plain_dialogue, 12),
-    (_plain_list, 3),
+    (_plain_list, 2),
     (_plain_question, 2),
 )
