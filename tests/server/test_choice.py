@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from deepinfer.errors import EngineError
+from deepinfer.server import choice
 from deepinfer.server.choice import choose_engine
 from tests.engines import make_simulated_engine
 
@@ -76,9 +77,13 @@ def test_damaged_engine_is_refused(engines: Path) -> None:
 
 
 def test_unreadable_engine_stands_in_nobodys_way(
-    engines: Path, caplog: pytest.LogCaptureFixture
+    engines: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(
+        choice.logger, "warning", lambda text, *values: warnings.append(text % values)
+    )
     (engines / "one" / "engine.json").write_text("{}")
     assert choose_engine(engines, "two").manifest.name == "two"
-    assert "one/engine.json" in caplog.text
+    assert "one/engine.json" in warnings[0]
     assert "damaged" in refuse(engines / "one").message
