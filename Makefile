@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test check lint format-check types format docs clean
+.PHONY: help serve test check lint format-check types scripts format docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,7 +23,7 @@ serve: $(VENV)/.installed-serve ## install, build the sample engine if there is 
 test: $(VENV)/.installed-dev ## install what tests need, run them (ARGS goes to pytest)
 	$(BIN)/python -m pytest $(ARGS)
 
-check: lint format-check types ## ruff check, ruff format --check, mypy --strict
+check: lint format-check types scripts ## ruff check, ruff format --check, mypy --strict, shellcheck, hadolint
 
 lint: $(VENV)/.installed-dev ## ruff check
 	$(BIN)/ruff check .
@@ -33,6 +33,10 @@ format-check: $(VENV)/.installed-dev ## ruff format --check
 
 types: $(VENV)/.installed-dev ## mypy --strict on the package
 	$(BIN)/mypy
+
+scripts: $(VENV)/.installed-dev ## shellcheck on the shell scripts, hadolint on the Dockerfile
+	$(BIN)/shellcheck --external-sources .ci/run $(wildcard build/ngc/*.sh)
+	$(BIN)/hadolint Dockerfile
 
 format: $(VENV)/.installed-dev ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .

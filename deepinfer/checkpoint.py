@@ -19,6 +19,7 @@ CONFIG_NAME = "config.json"
 GENERATION_CONFIG_NAME = "generation_config.json"
 TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
+QUANTIZATION_NAME = "hf_quant_config.json"  # of NVIDIA ModelOpt
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
 LEGACY_CHAT_TEMPLATE_NAME = "chat_template.json"
 # A tokenizer without tokenizer.json is one of these, which transformers converts.
@@ -31,7 +32,7 @@ SMALL_FILE_NAMES = (
     CHAT_TEMPLATE_NAME,
     LEGACY_CHAT_TEMPLATE_NAME,
     WEIGHTS_INDEX_NAME,
-    "hf_quant_config.json",
+    QUANTIZATION_NAME,
     "special_tokens_map.json",
     "added_tokens.json",
     *SLOW_TOKENIZER_NAMES,
@@ -54,6 +55,34 @@ class ModelDims:
     max_position_embeddings: int
     num_experts: int = 0  # 0 for a dense model
     expert_intermediate_size: int = 0
+    num_experts_per_token: int = 0
+
+    @property
+    def num_expert_parameters(self) -> int:
+        size = self.expert_intermediate_size or self.intermediate_size
+        return self.num_layers * self.num_experts * 3 * self.hidden_size * size
+
+    @property
+    def num_layer_parameters(self) -> int:
+        """All but embedding and LM head: attention, gated MLP or experts with router, norms."""
+        hidden_size = self.hidden_size
+        attention = hidden_size * self.head_dim * 2 * (self.num_attention_heads + self.num_kv_heads)
+        mlp = 0 if self.num_experts else 3 * hidden_size * self.intermediate_size
+        layer = attention + mlp + self.num_experts * hidden_size + 2 * hidden_size
+        return self.num_layers * layer + self.num_expert_parameters + hidden_size
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What ModelOpt did to a checkpoint, in its own words, which are TensorRT-LLM's."""
+
+    quant_algo: str  # such as "FP8" or "NVFP4"
+    kv_cache_quant_algo: str | None = None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether several weights share a byte, so that safetensors headers do not count them."""
+        return "FP4" in self.quant_algo or self.quant_algo.startswith("W4")
 
 
 @dataclass(frozen=True)
@@ -71,16 +100,22 @@ class Checkpoint:
     bos_token_id: int | None = None
     pad_token_id: int | None = None
     quant_method: str | None = None  # of a checkpoint that is quantised already
+    quantization: Quantization | None = None  # by ModelOpt
     is_length_limited_by_rope: bool = False
     has_chat_template: bool = False
+    has_counted_weights: bool = False  # from the dimensions: there are no weights to read
 
     @property
     def precision(self) -> str:
-        """What the weights are stored in: fp32, bf16, fp16 or fp8."""
+        """What the weights are stored in: fp32, bf16, fp16, fp8, or as ModelOpt names it."""
+        if self.quantization is not None:
+            return self.quantization.quant_algo.lower()
         return PRECISION_BY_DTYPE[self.weights.dtype]
 
     @property
     def num_parameters(self) -> int:
+        if self.quantization is not None and self.quantization.is_packed:
+            return self.dims.num_layer_parameters + self.num_embedding_parameters
         return self.weights.num_parameters - self._num_ignored
 
     @property
@@ -106,10 +141,12 @@ def read_checkpoint(
     model_id: str | None = None,
     revision: str | None = None,
     weights: Weights | None = None,
+    has_counted_weights: bool = False,
 ) -> Checkpoint:
     """Read `folder`. With `weights` given, its safetensors are not looked for.
 
-    Raises CheckpointError when it is not a checkpoint, is damaged, or has no safetensors.
+    When those are counted and not real, the tokenizer may be missing as well. Raises
+    CheckpointError when it is not a checkpoint, is damaged, or has no safetensors.
     """
     source = model_id or str(folder.resolve())
     # Clients see the id: a folder goes by its name, and its path stays on this machine.
@@ -119,7 +156,8 @@ def read_checkpoint(
     architecture = _read_architecture(config, source)
     text_config = config.get("text_config") or config
     weights = weights or read_weights(folder)
-    _require_tokenizer(folder, source)
+    if not has_counted_weights:
+        _require_tokenizer(folder, source)
     generation = _read_optional_json(folder / GENERATION_CONFIG_NAME)
     dims = _read_dims(text_config, architecture)
     return Checkpoint(
@@ -136,8 +174,10 @@ def read_checkpoint(
         bos_token_id=_first_token_id(generation, text_config, "bos_token_id"),
         pad_token_id=_first_token_id(generation, text_config, "pad_token_id"),
         quant_method=_find_quant_method(folder, config),
+        quantization=_read_quantization(folder / QUANTIZATION_NAME),
         is_length_limited_by_rope=_rope_type(text_config) in LENGTH_DEPENDENT_ROPE_TYPES,
         has_chat_template=find_chat_template(folder) is not None,
+        has_counted_weights=has_counted_weights,
     )
 
 
@@ -232,6 +272,7 @@ def _read_dims(config: dict[str, Any], architecture: str) -> ModelDims:
         max_position_embeddings=max_positions,
         num_experts=read("num_local_experts", "num_experts", default=0),
         expert_intermediate_size=read("moe_intermediate_size", default=0),
+        num_experts_per_token=read("num_experts_per_tok", default=0),
     )
 
 
@@ -255,7 +296,17 @@ def _find_quant_method(folder: Path, config: dict[str, Any]) -> str | None:
     found = config.get("quantization_config")
     if isinstance(found, dict):
         return str(found.get("quant_method", "unknown"))
-    return "modelopt" if (folder / "hf_quant_config.json").is_file() else None
+    return "modelopt" if (folder / QUANTIZATION_NAME).is_file() else None
+
+
+def _read_quantization(path: Path) -> Quantization | None:
+    if not path.is_file():
+        return None
+    found = _read_json(path).get("quantization")
+    if not isinstance(found, dict) or not isinstance(found.get("quant_algo"), str):
+        raise damaged(path, "it names no quant_algo")
+    kv_cache = found.get("kv_cache_quant_algo")
+    return Quantization(found["quant_algo"], str(kv_cache) if kv_cache else None)
 
 
 def _token_ids(value: object) -> tuple[int, ...]:

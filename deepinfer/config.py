@@ -80,6 +80,14 @@ class EngineSection(Section):
         allow_inf_nan=False,
         description="Size of the KV cache in GiB; none: what full batches need and memory allows",
     )
+    kv_cache_fraction: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Most of the free memory that the KV cache takes; none: 0.6 of a CPU's, "
+        "0.9 of a GPU's",
+    )
     num_threads: int | None = Field(
         default=None, ge=1, description="CPU threads of the engine; none: every CPU it may use"
     )

@@ -13,6 +13,7 @@ import os
 import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -92,6 +93,7 @@ class GpuReading:
 
     gpus: tuple[Gpu, ...]
     faults: tuple[str, ...] = ()
+    blocked_peers: tuple[tuple[int, int], ...] = ()  # pairs that cannot reach each other's memory
 
 
 def read_machine(root: Path = Path("/")) -> Machine:
@@ -155,7 +157,20 @@ def _query_each_gpu(nvml: Any) -> GpuReading:
             )
         except nvml.NVMLError as error:
             faults.append(f"GPU {index} does not answer: {str(error).rstrip('.')}")
-    return GpuReading(gpus=tuple(gpus), faults=tuple(faults))
+    pairs = combinations([gpu.index for gpu in gpus], 2)
+    blocked_peers = tuple(pair for pair in pairs if not _has_peer_access(nvml, *pair))
+    return GpuReading(tuple(gpus), tuple(faults), blocked_peers)
+
+
+def _has_peer_access(nvml: Any, first: int, second: int) -> bool:
+    """Whether two GPUs reach each other's memory; one that does not tell counts as no."""
+    try:
+        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in (first, second)]
+        # Not NVML_P2P_CAPS_INDEX_READ: in pynvml that one is a tuple, by a stray comma.
+        status = nvml.nvmlDeviceGetP2PStatus(*handles, nvml.NVML_P2P_CAPS_INDEX_WRITE)
+    except nvml.NVMLError:
+        return False
+    return bool(status == nvml.NVML_P2P_STATUS_OK)
 
 
 def _driver_fault(error: Exception) -> str:

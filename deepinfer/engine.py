@@ -13,6 +13,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     max_waiting: int = 1024  # requests that may wait before more are refused
     kv_cache_bytes: int | None = None  # None: as much as full batches need, within free memory
+    kv_cache_fraction: float | None = None  # of the memory free at loading; None: the backend's own
     num_threads: int | None = None  # None: every CPU that the process may use
 
 

@@ -7,7 +7,7 @@ and without a copy in another shape on the other side of the socket.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -21,6 +21,16 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     CANCELLED = "cancelled"
     ERROR = "error"
+
+
+class Grammar(msgspec.Struct, frozen=True):
+    """What the text of an answer must be. It goes to the library as it is; nothing here reads it.
+
+    `text` is the JSON schema, the regular expression or the EBNF grammar; "json" takes none.
+    """
+
+    kind: Literal["json", "json_schema", "regex", "ebnf"]
+    text: str = ""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +52,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     ignore_eos: bool = False
     stop_token_ids: tuple[TokenId, ...] = ()
+    logit_bias: dict[TokenId, float] = {}  # added to the logits before anything else
+    with_log_probs: bool = False  # of each token that is generated
+    num_top_log_probs: int = 0  # of the likeliest tokens at each place
+    grammar: Grammar | None = None
 
     @property
     def is_greedy(self) -> bool:
@@ -67,12 +81,16 @@ class TokenChunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     Chunks of a request come in order; exactly the last has a finish reason. When that is STOP, the
     last token id is the EOS or stop token that ended it. `message` explains ERROR.
+
+    `log_probs` are natural logarithms, one a token where they were asked for; a library may give
+    none for the token that ended the sequence.
     """
 
     request_id: str
     token_ids: tuple[TokenId, ...] = ()  # [num_new_tokens]
     finish_reason: FinishReason | None = None
     message: str | None = None
+    log_probs: tuple[float, ...] = ()
 
 
 class Usage(msgspec.Struct, frozen=True):

@@ -73,6 +73,11 @@ class Parallelism(Record):
     tensor_parallel_size: int = Field(default=1, ge=1)
     pipeline_parallel_size: int = Field(default=1, ge=1)
 
+    @property
+    def world_size(self) -> int:
+        """GPUs that hold a part of the engine each."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
 
 class TokenRecord(Record):
     vocab_size: int = Field(ge=1)

@@ -49,7 +49,8 @@ def make_engine_builder(folder: Path) -> BuildEngine:
             if edit_checkpoint is not None:
                 edit_checkpoint(checkpoint)
             arguments = ["--model", str(checkpoint), "--output", str(folder / "engines")]
-            arguments += ["--name", name, "--precision", precision, "--target", "cpu", *flags]
+            arguments += ["--name", name, "--precision", precision]
+            arguments += [*flags] if "--target" in flags else ["--target", "cpu", *flags]
             assert main(["build", *arguments]) == 0
             built[key] = BuiltEngine(checkpoint, read_engine(folder / "engines" / name))
         return built[key]

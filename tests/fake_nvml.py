@@ -16,6 +16,9 @@ NVML_ERROR_DRIVER_NOT_LOADED = 9
 NVML_ERROR_LIBRARY_NOT_FOUND = 12
 NVML_ERROR_GPU_IS_LOST = 15
 NVML_ERROR_LIB_RM_VERSION_MISMATCH = 18
+NVML_P2P_CAPS_INDEX_WRITE = 1
+NVML_P2P_STATUS_OK = 0
+NVML_P2P_STATUS_NOT_SUPPORTED = 5
 MESSAGES = {
     NVML_ERROR_UNINITIALIZED: "Uninitialized",
     NVML_ERROR_NOT_SUPPORTED: "Not Supported",
@@ -48,6 +51,8 @@ class FakeNvml:
 
     NVML_ERROR_DRIVER_NOT_LOADED = NVML_ERROR_DRIVER_NOT_LOADED
     NVML_ERROR_LIBRARY_NOT_FOUND = NVML_ERROR_LIBRARY_NOT_FOUND
+    NVML_P2P_CAPS_INDEX_WRITE = NVML_P2P_CAPS_INDEX_WRITE
+    NVML_P2P_STATUS_OK = NVML_P2P_STATUS_OK
 
     def __init__(
         self,
@@ -55,6 +60,7 @@ class FakeNvml:
         driver_version: str | bytes | NVMLError = "580.126.20",
         cuda_version: int | NVMLError = 13000,
         init_error: NVMLError | None = None,
+        p2p_status: int | NVMLError = NVML_P2P_STATUS_NOT_SUPPORTED,
     ) -> None:
         self.NVMLError = NVMLError
         self.num_open = 0
@@ -62,6 +68,7 @@ class FakeNvml:
         self._driver_version = driver_version
         self._cuda_version = cuda_version
         self._init_error = init_error
+        self._p2p_status = p2p_status
 
     def _answer(self, value: Any) -> Any:
         if self.num_open == 0:
@@ -99,3 +106,8 @@ class FakeNvml:
 
     def nvmlDeviceGetCudaComputeCapability(self, handle: Card) -> Any:
         return self._answer(handle.capability)
+
+    def nvmlDeviceGetP2PStatus(self, device1: Card, device2: Card, p2pIndex: int) -> Any:
+        if p2pIndex != NVML_P2P_CAPS_INDEX_WRITE:
+            raise TypeError(f"{p2pIndex!r} is no number of a capability")
+        return self._answer(self._p2p_status)

@@ -23,7 +23,7 @@ from deepinfer.commands import SUMMARIES
 PACKAGE = Path(__file__).parent.parent / "deepinfer"
 
 BASE = ["errors", "device", "generation", "engine", "validation", "logs"]
-RECORDS = ["weights", "checkpoint", "manifest", "config"]
+RECORDS = ["weights", "checkpoint", "manifest", "config", "trtllm_release"]
 LOW = [*BASE, *RECORDS]
 TEXT = ["text.*"]
 CLIENT = ["runtime.wire", "runtime.supervisor", "runtime.client"]
@@ -34,6 +34,7 @@ RULES: dict[str, list[str]] = {
     "weights": BASE,
     "checkpoint": [*BASE, "weights"],
     "manifest": BASE,
+    "trtllm_release": BASE,
     "config": BASE,
     "text.*": [*LOW, "text.*"],
     "compiler.*": [*LOW, "terminal", "compiler.*"],
@@ -45,7 +46,7 @@ RULES: dict[str, list[str]] = {
     "runtime.host": [*LOW, "runtime.wire", "runtime.queue", "backends.*"],
     "server.*": [*LOW, *TEXT, *CLIENT, "server.*"],
     "terminal": BASE,
-    "doctor": [*LOW, "terminal"],
+    "doctor.*": [*LOW, "terminal", "doctor.*"],
     "commands.*": ["*"],
     "cli": ["commands", "logs", "validation"],
     "__main__": ["cli", "errors"],
@@ -181,6 +182,15 @@ def test_heavy_library_is_imported_inside_the_function_that_needs_it(name: str) 
 def test_libraries_of_models_stay_in_compiler_and_backends(name: str) -> None:
     strays = [one for one in imports_of(name) if one.name in MODEL_LIBRARIES and not one.is_ours]
     assert matches(name, HOME_OF_MODEL_LIBRARIES) or listed(name, strays) == []
+
+
+def test_tensorrt_llm_is_imported_by_its_compiler_and_its_backend_only() -> None:
+    importing = [
+        name
+        for name in modules()
+        if any(one.name == "tensorrt_llm" and not one.is_ours for one in imports_of(name))
+    ]
+    assert importing == ["backends.tensorrt_llm", "compiler.tensorrt_llm"]
 
 
 @EVERY_MODULE

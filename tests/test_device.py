@@ -270,12 +270,37 @@ def test_driver_that_fails_midway_is_a_fault_and_is_closed(install_nvml: Install
     assert nvml.num_open == 0
 
 
+PEERS = {
+    "as GeForce": (fake_nvml.NVML_P2P_STATUS_NOT_SUPPORTED, ((0, 1), (0, 2), (1, 2))),
+    "as NVLink": (fake_nvml.NVML_P2P_STATUS_OK, ()),
+    "not told": (NVMLError(fake_nvml.NVML_ERROR_NOT_SUPPORTED), ((0, 1), (0, 2), (1, 2))),
+}
+
+
+@pytest.mark.parametrize(("status", "blocked"), PEERS.values(), ids=PEERS.keys())
+def test_peer_access_of_each_pair(
+    install_nvml: InstallNvml, status: int | NVMLError, blocked: tuple[tuple[int, int], ...]
+) -> None:
+    cards = [Card("NVIDIA GeForce RTX 5090")] * 3
+    nvml = install_nvml(FakeNvml(*cards, p2p_status=status))
+    assert query_gpus().blocked_peers == blocked
+    assert nvml.num_open == 0
+
+
+def test_gpu_that_does_not_answer_is_nobodys_peer(install_nvml: InstallNvml) -> None:
+    lost = Card("x", capability=NVMLError(fake_nvml.NVML_ERROR_GPU_IS_LOST))
+    install_nvml(FakeNvml(Card("x"), lost, Card("x")))
+    assert query_gpus().blocked_peers == ((0, 2),)
+
+
 def test_fake_nvml_has_the_names_and_codes_of_the_real_one() -> None:
     import pynvml
 
     for name in dir(FakeNvml):
         if name.startswith("nvml"):
             assert callable(getattr(pynvml, name))
+        if name.startswith("NVML_"):
+            assert getattr(FakeNvml, name) == getattr(pynvml, name)
     for code, message in fake_nvml.MESSAGES.items():
         assert str(pynvml.NVMLError(code)) == message
 

@@ -12,12 +12,29 @@ from pathlib import Path
 import click
 import pytest
 
-from deepinfer import doctor
 from deepinfer.__main__ import main
 from deepinfer.commands.doctor import doctor as doctor_command
 from deepinfer.config import ServeConfig
-from deepinfer.device import Cpu, Gpu, GpuReading
-from deepinfer.doctor import Finding, ProbeResult, Space, Status
+from deepinfer.device import Cpu, Gpu
+from deepinfer.doctor import examine
+from deepinfer.doctor.cpu import check_cpu, check_openvino, probe_openvino
+from deepinfer.doctor.engines import check_engines
+from deepinfer.doctor.examine import choose_device
+from deepinfer.doctor.finding import Device, Finding, Report, Status
+from deepinfer.doctor.libraries import check_libraries, select_requirements
+from deepinfer.doctor.process import ProbeResult, run_probe
+from deepinfer.doctor.system import (
+    MIN_PYTHON,
+    Space,
+    check_disk,
+    check_memory,
+    check_open_files,
+    check_port,
+    check_python,
+    find_port_obstacle,
+    hub_cache_dir,
+    measure_space,
+)
 from deepinfer.manifest import Target, write_manifest
 from tests.engines import make_simulated_engine
 
@@ -41,15 +58,15 @@ def status_by_topic(findings: list[Finding]) -> dict[str, Status]:
     return {finding.topic: finding.status for finding in findings}
 
 
-def libraries(installed: dict[str, str], *, has_gpu: bool = False) -> dict[str, Finding]:
-    findings = doctor.check_libraries(REQUIREMENTS, installed.get, has_gpu=has_gpu)
+def libraries(installed: dict[str, str], device: Device = Device.CPU) -> dict[str, Finding]:
+    findings = check_libraries(REQUIREMENTS, installed.get, device)
     return {finding.topic: finding for finding in findings}
 
 
 def test_only_a_failed_finding_stops_serving() -> None:
     fine, odd = Finding("a", Status.OK, "x"), Finding("b", Status.WARNING, "y", "z")
-    assert doctor.can_serve([fine, odd])
-    assert not doctor.can_serve([fine, Finding("c", Status.FAILED, "y", "z")])
+    assert Report(Device.CPU, [fine, odd]).can_serve
+    assert not Report(Device.CPU, [fine, Finding("c", Status.FAILED, "y", "z")]).can_serve
 
 
 PYTHONS = {
@@ -62,7 +79,7 @@ PYTHONS = {
 
 @pytest.mark.parametrize(("version", "system", "status"), PYTHONS.values(), ids=PYTHONS.keys())
 def test_python(version: tuple[int, int, int], system: str, status: Status) -> None:
-    finding = doctor.check_python(version, system, "x86_64")
+    finding = check_python(version, system, "x86_64")
     assert finding.status is status
     assert (finding.advice is None) == (status is Status.OK)
 
@@ -80,12 +97,12 @@ def test_libraries_for_serving_but_not_building() -> None:
 
 
 def test_extra_brings_the_requirements_of_the_extra_that_it_names() -> None:
-    names = [r.name for r in doctor.select_requirements(REQUIREMENTS, "openvino-build")]
+    names = [r.name for r in select_requirements(REQUIREMENTS, "openvino-build")]
     assert names == ["numpy", "openvino-genai", "torch"]
 
 
 def test_requirement_of_another_platform_is_not_missed() -> None:
-    assert [r.name for r in doctor.select_requirements(REQUIREMENTS, "")] == ["click"]
+    assert [r.name for r in select_requirements(REQUIREMENTS, "")] == ["click"]
 
 
 @pytest.mark.parametrize(
@@ -108,15 +125,27 @@ def test_local_version_is_in_its_range() -> None:
     assert found["building for the CPU"].status is Status.OK
 
 
-def test_tensorrt_llm_is_missed_only_beside_a_gpu() -> None:
-    assert "TensorRT-LLM" not in libraries(INSTALLED)
-    finding = libraries(INSTALLED, has_gpu=True)["TensorRT-LLM"]
-    assert (finding.status, finding.seen) == (Status.WARNING, "not installed: tensorrt-llm")
-    assert "container" in (finding.advice or "")
+def test_machine_that_serves_on_its_gpu_misses_no_library_of_the_cpu() -> None:
+    assert status_by_topic(list(libraries({"click": "8.5.1"}, Device.GPU).values())) == {
+        "serving": Status.OK
+    }
+
+
+BACKENDS = {
+    "none": ({}, Device.CPU),
+    "OpenVINO": ({"openvino-genai": "2026.4.1.0"}, Device.CPU),
+    "TensorRT-LLM": ({"tensorrt-llm": "1.2.1"}, Device.GPU),
+    "both": ({"openvino-genai": "2026.4.1.0", "tensorrt-llm": "1.2.1"}, Device.CPU),
+}
+
+
+@pytest.mark.parametrize(("installed", "device"), BACKENDS.values(), ids=BACKENDS.keys())
+def test_device_with(installed: dict[str, str], device: Device) -> None:
+    assert choose_device(installed.get) is device
 
 
 def test_source_folder_without_metadata_is_told_to_install() -> None:
-    (finding,) = doctor.check_libraries(None, INSTALLED.get, has_gpu=False)
+    (finding,) = check_libraries(None, INSTALLED.get)
     assert finding.status is Status.WARNING
     assert finding.advice == "install it with `pip install -e '.[openvino]'`"
 
@@ -124,7 +153,7 @@ def test_source_folder_without_metadata_is_told_to_install() -> None:
 def test_extras_of_the_project_are_the_ones_that_are_checked() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert {"openvino", "openvino-build", "tensorrt-llm"} <= set(project["optional-dependencies"])
-    minimum = ".".join(map(str, doctor.MIN_PYTHON))
+    minimum = ".".join(map(str, MIN_PYTHON))
     assert project["requires-python"] == f">={minimum}"
 
 
@@ -144,7 +173,7 @@ PROBES = {
 
 @pytest.mark.parametrize(("result", "status", "seen"), PROBES.values(), ids=PROBES.keys())
 def test_openvino_that(result: ProbeResult, status: Status, seen: str) -> None:
-    finding = doctor.check_openvino(result)
+    finding = check_openvino(result)
     assert finding.status is status
     assert seen in finding.seen
 
@@ -168,54 +197,27 @@ CPUS = {
 
 @pytest.mark.parametrize(("cpu", "status", "seen"), CPUS.values(), ids=CPUS.keys())
 def test_cpu_with(cpu: Cpu, status: Status, seen: str) -> None:
-    finding = doctor.check_cpu(cpu)
+    finding = check_cpu(cpu)
     assert finding.status is status
     assert seen in finding.seen
 
 
-def test_machine_without_a_gpu_is_in_order() -> None:
-    assert doctor.check_gpus(GpuReading(())) == [
-        Finding("GPU", Status.OK, "no NVIDIA GPU; engines run on the CPU")
-    ]
-
-
-def test_gpu_is_shown_with_driver_and_memory() -> None:
-    (finding,) = doctor.check_gpus(GpuReading((RTX_5090,)))
-    assert finding == Finding(
-        "GPU 0",
-        Status.OK,
-        "NVIDIA GeForce RTX 5090 (sm_120), 30 GiB of 32 GiB free, driver 580.126.20, CUDA 13.0",
-    )
-
-
-def test_driver_too_old_for_tensorrt_llm_is_a_warning() -> None:
-    old = replace(RTX_5090, driver_version="570.86.10", cuda_version="12.8")
-    (finding,) = doctor.check_gpus(GpuReading((old,)))
-    assert finding.status is Status.WARNING
-    assert "580 or later" in (finding.advice or "")
-
-
-def test_gpu_that_does_not_answer_is_shown_beside_one_that_does() -> None:
-    findings = doctor.check_gpus(GpuReading((RTX_5090,), ("GPU 1 does not answer: GPU is lost",)))
-    assert [finding.status for finding in findings] == [Status.OK, Status.WARNING]
-
-
 def test_little_memory_is_a_warning() -> None:
-    assert doctor.check_memory(8 * GIB, 4 * GIB).status is Status.OK
-    finding = doctor.check_memory(8 * GIB, GIB)
+    assert check_memory(8 * GIB, 4 * GIB).status is Status.OK
+    finding = check_memory(8 * GIB, GIB)
     assert (finding.status, finding.seen) == (Status.WARNING, "1.0 GiB of 8.0 GiB available")
 
 
 def test_engines_in_order(tmp_path: Path) -> None:
     make_simulated_engine(tmp_path / "a", name="a")
     make_simulated_engine(tmp_path / "b", name="b")
-    (finding,) = doctor.check_engines(tmp_path, ())
+    (finding,) = check_engines(tmp_path, ())
     assert finding == Finding("engines", Status.OK, f"2 in `{tmp_path}`: a, b")
 
 
 def test_missing_engines_are_answered_with_how_to_make_one(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
-        (finding,) = doctor.check_engines(folder, ())
+        (finding,) = check_engines(folder, ())
         assert finding.status is Status.WARNING
         assert "deepinfer build --model sample" in (finding.advice or "")
 
@@ -228,7 +230,7 @@ def test_each_damaged_engine_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "short" / "payload" / "model.bin").write_bytes(b"ab")
     make_simulated_engine(tmp_path / "unreadable")
     (tmp_path / "unreadable" / "engine.json").write_text("{")
-    first, second = doctor.check_engines(tmp_path, ())
+    first, second = check_engines(tmp_path, ())
     assert "payload/model.bin has 2 bytes" in first.seen
     assert "is damaged or of another version" in second.seen
     assert {first.status, second.status} == {Status.WARNING}
@@ -245,9 +247,9 @@ def test_engine_for_another_gpu_is_a_warning(
     manifest = make_simulated_engine(tmp_path, name="llama").manifest
     target = Target(kind="gpu", name=RTX_5090.name, capability="sm_120")
     write_manifest(tmp_path, manifest.model_copy(update={"target": target}))
-    (finding,) = doctor.check_engines(tmp_path, gpus)
+    (finding,) = check_engines(tmp_path, gpus)
     assert finding.seen == f"`llama` was built for sm_120; this machine {seen}"
-    (finding,) = doctor.check_engines(tmp_path, (RTX_5090,))
+    (finding,) = check_engines(tmp_path, (RTX_5090,))
     assert finding.status is Status.OK
 
 
@@ -260,13 +262,13 @@ SPACES = {
 
 @pytest.mark.parametrize(("space", "status"), SPACES.values(), ids=SPACES.keys())
 def test_disk_with(space: Space, status: Status) -> None:
-    finding = doctor.check_disk("disk", Path("/engines"), space)
+    finding = check_disk("disk", Path("/engines"), space)
     assert finding.status is status
     assert "`/engines`" in finding.seen
 
 
 def test_space_of_a_folder_that_does_not_exist_yet_is_its_parents(tmp_path: Path) -> None:
-    space = doctor.measure_space(tmp_path / "not" / "yet")
+    space = measure_space(tmp_path / "not" / "yet")
     assert space.is_writable
     assert space.free_bytes > 0
 
@@ -282,7 +284,7 @@ CACHES = {
 
 @pytest.mark.parametrize(("environ", "expected"), CACHES.values(), ids=CACHES.keys())
 def test_hub_cache_by(environ: dict[str, str], expected: Path) -> None:
-    assert doctor.hub_cache_dir(environ) == expected
+    assert hub_cache_dir(environ) == expected
 
 
 LIMITS = {
@@ -296,7 +298,7 @@ LIMITS = {
 
 @pytest.mark.parametrize(("soft", "hard", "status", "advice"), LIMITS.values(), ids=LIMITS.keys())
 def test_open_file_limit(soft: int, hard: int, status: Status, advice: str | None) -> None:
-    finding = doctor.check_open_files(soft, hard)
+    finding = check_open_files(soft, hard)
     assert finding.status is status
     assert (advice or "") in (finding.advice or "")
 
@@ -304,10 +306,10 @@ def test_open_file_limit(soft: int, hard: int, status: Status, advice: str | Non
 def test_port_that_somebody_listens_on_is_a_warning() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        finding = doctor.check_port(port, doctor.find_port_obstacle(port))
+        finding = check_port(port, find_port_obstacle(port))
     assert finding.status is Status.WARNING
     assert finding.seen == "address already in use"
-    assert doctor.check_port(port, doctor.find_port_obstacle(port)).status is Status.OK
+    assert check_port(port, find_port_obstacle(port)).status is Status.OK
 
 
 @pytest.fixture
@@ -317,7 +319,7 @@ def run_with(
     """Run the command on this machine, but with an OpenVINO that ended in a given way."""
 
     def run(result: ProbeResult, options: list[str]) -> int:
-        monkeypatch.setattr(doctor, "probe_openvino", lambda: result)
+        monkeypatch.setattr(examine, "probe_openvino", lambda: result)
         return main(["doctor", "--engine-dir", str(tmp_path), *options])
 
     return run
@@ -340,7 +342,7 @@ def test_command_exits_with_1_when_nothing_can_be_served(
 ) -> None:
     assert run_with(ProbeResult(-4, "", ""), ["--json"]) == 1
     document = json.loads(capsys.readouterr().out)
-    assert document["can_serve"] is False
+    assert (document["can_serve"], document["device"]) == (False, "CPU")
     failed = [one for one in document["findings"] if one["status"] == "failed"]
     assert [one["topic"] for one in failed] == ["OpenVINO"]
     assert set(failed[0]) == {"topic", "status", "seen", "advice"}
@@ -348,7 +350,13 @@ def test_command_exits_with_1_when_nothing_can_be_served(
 
 def test_this_machine_loads_openvino() -> None:
     pytest.importorskip("openvino_genai")
-    assert doctor.check_openvino(doctor.probe_openvino()).status is Status.OK
+    assert check_openvino(probe_openvino()).status is Status.OK
+
+
+def test_probe_that_crashes_takes_nobody_with_it() -> None:
+    result = run_probe("import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    assert result.exit_code == -4
+    assert result.last_error_line == "no message"
 
 
 def test_defaults_are_those_of_serve() -> None:

@@ -19,6 +19,10 @@ def load_backend(engine: EngineFolder, options: EngineOptions, report: ReportPha
         from deepinfer.backends.openvino import OpenVinoBackend
 
         return OpenVinoBackend.load(engine, options, report)
+    if name == "tensorrt-llm":
+        from deepinfer.backends.tensorrt_llm import TensorRtLlmBackend
+
+        return TensorRtLlmBackend.load(engine, options, report)
     if name == "simulated":
         from deepinfer.backends.simulated import SimulatedBackend
 

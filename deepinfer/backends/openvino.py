@@ -15,7 +15,7 @@ from typing import Any
 from deepinfer.backends.base import BackendFault, ReportPhase
 from deepinfer.device import read_machine
 from deepinfer.engine import Capacity, EngineOptions
-from deepinfer.errors import BackendError, EngineError, InternalError
+from deepinfer.errors import BackendError, EngineError, InternalError, UnsupportedParameter
 from deepinfer.generation import FinishReason, GenerationRequest, SamplingParams, TokenChunk
 from deepinfer.manifest import EngineFolder, EngineManifest
 
@@ -34,6 +34,7 @@ class OpenVinoBackend:
     _pipeline: Any
     _library: _Library
     _handles: dict[str, Any] = field(default_factory=dict)
+    _with_log_probs: set[str] = field(default_factory=set)  # the library gives zeros to the others
     _sequence_ids: itertools.count[int] = field(default_factory=itertools.count)
 
     @classmethod
@@ -71,7 +72,22 @@ class OpenVinoBackend:
         return round(share * self.capacity.num_blocks)
 
     def check(self, request: GenerationRequest) -> None:
-        """Every sampling parameter that exists so far is one that the library has."""
+        sampling = request.sampling
+        if sampling.logit_bias:
+            raise UnsupportedParameter(
+                "OpenVINO's executor takes no logit bias; engines of TensorRT-LLM do",
+                param="logit_bias",
+            )
+        if sampling.num_top_log_probs:
+            raise UnsupportedParameter(
+                "OpenVINO's executor gives the log probabilities of the chosen tokens only",
+                param="top_logprobs",
+            )
+        if sampling.grammar is not None:
+            raise UnsupportedParameter(
+                "Structured output is not supported on the CPU in this version",
+                param="response_format",
+            )
 
     def add(self, request: GenerationRequest) -> None:
         prompt = self._library.token_tensor(request.prompt_token_ids)
@@ -83,9 +99,12 @@ class OpenVinoBackend:
                 f"the engine could not take the request: {_first_line(error)}"
             ) from error
         self._handles[request.request_id] = handle
+        if request.sampling.with_log_probs:
+            self._with_log_probs.add(request.request_id)
 
     def cancel(self, request_id: str) -> None:
         handle = self._handles.pop(request_id, None)
+        self._with_log_probs.discard(request_id)
         if handle is not None:
             handle.cancel()
 
@@ -100,6 +119,7 @@ class OpenVinoBackend:
         for chunk in chunks:
             if chunk is not None and chunk.finish_reason is not None:
                 del self._handles[chunk.request_id]
+                self._with_log_probs.discard(chunk.request_id)
         return [chunk for chunk in chunks if chunk is not None]
 
     def close(self) -> None:
@@ -108,10 +128,12 @@ class OpenVinoBackend:
 
     def _read(self, request_id: str, handle: Any) -> TokenChunk | None:
         token_ids: list[int] = []
+        log_probs: list[float] = []
         finish = None
         while handle.can_read():
             for output in handle.read().values():
                 token_ids.extend(output.generated_ids)
+                log_probs.extend(output.generated_log_probs)
                 finish = self._library.finish_reasons[output.finish_reason]
         if finish is None and handle.get_status() == self._library.ignored:
             return TokenChunk(
@@ -122,7 +144,12 @@ class OpenVinoBackend:
             )
         if not token_ids and finish is None:
             return None
-        return TokenChunk(request_id=request_id, token_ids=tuple(token_ids), finish_reason=finish)
+        return TokenChunk(
+            request_id=request_id,
+            token_ids=tuple(token_ids),
+            finish_reason=finish,
+            log_probs=tuple(log_probs) if request_id in self._with_log_probs else (),
+        )
 
     def _warm_up(self, manifest: EngineManifest) -> None:
         """Run one short request: the first step repacks the weights; no user should wait for it."""
@@ -188,7 +215,8 @@ def _plan_capacity(manifest: EngineManifest, options: EngineOptions) -> Capacity
     block_bytes = manifest.kv_bytes_per_token * TOKENS_PER_BLOCK
     budget = options.kv_cache_bytes
     if budget is None:
-        budget = int(read_machine().available_memory_bytes * FREE_MEMORY_SHARE)
+        share = options.kv_cache_fraction or FREE_MEMORY_SHARE
+        budget = int(read_machine().available_memory_bytes * share)
     per_sequence = -(-limits.max_seq_len // TOKENS_PER_BLOCK)
     num_blocks = min(limits.max_batch_size * per_sequence, budget // block_bytes)
     if num_blocks < per_sequence:
@@ -228,6 +256,7 @@ def _generation_config(
 ) -> Any:
     config = library.genai.GenerationConfig()
     config.max_new_tokens = sampling.max_tokens
+    config.logprobs = int(sampling.with_log_probs)
     config.min_new_tokens = sampling.min_tokens
     config.repetition_penalty = sampling.repetition_penalty
     config.presence_penalty = sampling.presence_penalty

@@ -52,6 +52,9 @@ class WishOption(click.Option):
 @click.option("--max-input-len", cls=WishOption)
 @click.option("--max-seq-len", cls=WishOption)
 @click.option("--max-num-tokens", cls=WishOption)
+@click.option("--tensor-parallel-size", cls=WishOption)
+@click.option("--pipeline-parallel-size", cls=WishOption)
+@click.option("--calib-data", cls=WishOption)
 @click.option(
     "--recipe",
     type=click.Path(path_type=Path),
@@ -65,6 +68,20 @@ class WishOption(click.Option):
     default=None,
     help="Run Python code that comes with the checkpoint.",
 )
+@click.option(
+    "--experimental",
+    is_flag=True,
+    default=None,
+    help="Allow what the library builds without listing it as supported.",
+)
+@click.option(
+    "--no-smoke-test",
+    "smoke_test",
+    is_flag=True,
+    flag_value=False,
+    default=None,
+    help="Do not generate a few tokens after a build for a GPU.",
+)
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 def build(
     recipe: Path | None, is_dry_run: bool, is_forced: bool, is_json: bool, **flags: Any
@@ -74,7 +91,7 @@ def build(
     from deepinfer.compiler.wishes import read_wishes
 
     wishes = read_wishes(recipe, flags)
-    checkpoint, plan = _make_plan(wishes)
+    checkpoint, plan = _make_plan(wishes, is_dry_run=is_dry_run)
     if is_dry_run:
         if is_json:
             _print_json(plan_as_json(plan))
@@ -87,15 +104,24 @@ def build(
         _build(wishes, checkpoint, plan, is_forced=is_forced, is_json=is_json)
 
 
-def _make_plan(wishes: BuildWishes) -> tuple[Checkpoint, BuildPlan]:
+def _make_plan(wishes: BuildWishes, *, is_dry_run: bool) -> tuple[Checkpoint, BuildPlan]:
     from deepinfer.compiler.plan import make_plan
     from deepinfer.compiler.source import find_checkpoint
     from deepinfer.compiler.staging import free_disk_bytes
-    from deepinfer.compiler.target import resolve_target
+    from deepinfer.compiler.target import require_here, resolve_target
     from deepinfer.device import read_machine
+    from deepinfer.trtllm_release import installed_version
 
-    device = resolve_target(wishes.target, read_machine(), free_disk_bytes(wishes.output))
-    checkpoint = find_checkpoint(wishes.model, wishes.revision)
+    device = resolve_target(
+        wishes.target,
+        read_machine(),
+        free_disk_bytes(wishes.output),
+        backend=wishes.backend,
+        has_tensorrt_llm=installed_version() is not None,
+    )
+    if not is_dry_run:
+        require_here(device)
+    checkpoint = find_checkpoint(wishes.model, wishes.revision, needs_weights=not is_dry_run)
     return checkpoint, make_plan(device, checkpoint, wishes)
 
 
@@ -111,7 +137,7 @@ def _build(
     from deepinfer.compiler.report import result_as_json, result_lines
     from deepinfer.compiler.source import fetch_weights
 
-    load_compiler(plan).read_versions()  # before anything is downloaded
+    load_compiler(plan).read_versions(plan)  # before anything is downloaded
     progress = _make_progress()
     checkpoint = fetch_weights(checkpoint, progress, with_code=plan.trust_remote_code)
     result = build_engine(plan, checkpoint, wishes.output, progress, is_forced=is_forced)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from deepinfer.doctor import Finding
+    from deepinfer.doctor.finding import Finding, Report
 
 COLORS = {"ok": "green", "warning": "yellow", "failed": "red"}
 
@@ -36,19 +36,19 @@ COLORS = {"ok": "green", "warning": "yellow", "failed": "red"}
 def doctor(ctx: click.Context, engine_dir: Path, port: int, is_json: bool) -> None:
     """Check what works on this machine, and what to do about the rest.
 
-    Exits with 1 only when engines cannot be served on the CPU.
+    Exits with 1 only when engines cannot be served here.
     """
-    from deepinfer.doctor import can_serve, examine
+    from deepinfer.doctor.examine import examine
 
-    findings = examine(engine_dir, port)
-    is_working = can_serve(findings)
+    report = examine(engine_dir, port)
     if is_json:
-        listed = [dataclasses.asdict(finding) for finding in findings]
-        click.echo(json.dumps({"can_serve": is_working, "findings": listed}, indent=2))
+        listed = [dataclasses.asdict(finding) for finding in report.findings]
+        document = {"can_serve": report.can_serve, "device": report.device, "findings": listed}
+        click.echo(json.dumps(document, indent=2))
     else:
-        _print_findings(findings)
-        click.echo(_conclusion(findings, is_working=is_working))
-    if not is_working:
+        _print_findings(report.findings)
+        click.echo(_conclusion(report))
+    if not report.can_serve:
         ctx.exit(1)
 
 
@@ -62,7 +62,8 @@ def _print_findings(findings: list[Finding]) -> None:
             click.echo(f"{' ' * (status_width + topic_width)}-> {finding.advice}")
 
 
-def _conclusion(findings: list[Finding], *, is_working: bool) -> str:
-    verdict = "engines can be served on this CPU" if is_working else "nothing can be served here"
-    counts = Counter(finding.status.value for finding in findings)
+def _conclusion(report: Report) -> str:
+    works = f"engines can be served on this {report.device}"
+    verdict = works if report.can_serve else "nothing can be served here"
+    counts = Counter(finding.status.value for finding in report.findings)
     return f"{verdict}: " + ", ".join(f"{counts[status]} {status}" for status in COLORS)

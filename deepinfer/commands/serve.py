@@ -49,6 +49,7 @@ class ConfigOption(click.Option):
 @click.option("--shutdown-timeout", cls=ConfigOption, path="server.shutdown_timeout_s")
 @click.option("--max-waiting-requests", cls=ConfigOption, path="engine.max_waiting_requests")
 @click.option("--kv-cache-gb", cls=ConfigOption, path="engine.kv_cache_gb")
+@click.option("--kv-cache-fraction", cls=ConfigOption, path="engine.kv_cache_fraction")
 @click.option("--num-threads", cls=ConfigOption, path="engine.num_threads")
 @click.option("--log-level", cls=ConfigOption, path="logging.level")
 @click.option(
@@ -151,6 +152,7 @@ def _make_state(
     options = EngineOptions(
         max_waiting=config.engine.max_waiting_requests,
         kv_cache_bytes=None if kv_cache_gb is None else int(kv_cache_gb * 2**30),
+        kv_cache_fraction=config.engine.kv_cache_fraction,
         num_threads=config.engine.num_threads,
     )
     tokenizer = Tokenizer.load(engine.tokenizer_dir)

@@ -35,7 +35,10 @@ from deepinfer.manifest import (
     write_manifest,
 )
 
-COMPILERS = {"openvino": "deepinfer.compiler.openvino"}
+COMPILERS = {
+    "openvino": "deepinfer.compiler.openvino",
+    "tensorrt-llm": "deepinfer.compiler.tensorrt_llm",
+}
 FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FULL_DISK_BYTES = 1_000_000  # less than this is free when native code fails without saying why
 NATIVE_WRITE_ERROR = "iostream error"  # all that C++ says when a write fails
@@ -44,8 +47,11 @@ NATIVE_WRITE_ERROR = "iostream error"  # all that C++ says when a write fails
 class Compiler(Protocol):
     """What a module of a backend offers. It is imported when a build needs it."""
 
-    def read_versions(self) -> dict[str, str]:
-        """Versions of the libraries that compile, the backend's own first; raises BackendError."""
+    def read_versions(self, plan: BuildPlan) -> dict[str, str]:
+        """Versions of the libraries that compile, the backend's own first.
+
+        Raises BackendError when a library, or the device that the plan is for, is not here.
+        """
 
     def compile_checkpoint(
         self, plan: BuildPlan, checkpoint: Checkpoint, folder: Path, progress: Progress
@@ -73,7 +79,7 @@ def build_engine(
     when interrupted, `output` is left as it was.
     """
     compiler = load_compiler(plan)
-    versions = compiler.read_versions()
+    versions = compiler.read_versions(plan)
     target = output / plan.name
 
     def say_waiting() -> None:
@@ -124,6 +130,7 @@ def _find_same(
         manifest.build.plan_digest == plan.digest
         and manifest.model.source_digest == source_digest
         and manifest.backend.version == versions[plan.backend]
+        and manifest.backend.libraries.get("tensorrt") == versions.get("tensorrt")
         and all((target / name).is_file() for name in manifest.files)
     )
     return engine if is_same else None

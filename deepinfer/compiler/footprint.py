@@ -6,10 +6,10 @@ Pure arithmetic, fitted to the measurements that stand beside the constants.
 from __future__ import annotations
 
 from deepinfer.checkpoint import Checkpoint, ModelDims
+from deepinfer.compiler.budget import TOKENS_PER_BLOCK
 
 BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4}
 INT4_GROUP_SIZE = 128
-TOKENS_PER_BLOCK = 32  # of the KV cache: the CPU plugin has no other size
 QUANTIZED_KV_OVERHEAD = 8  # an 8-bit cache stores scale and zero point as two floats
 
 # What a loaded engine holds beside its file, which stays mapped and can be dropped by the kernel:

@@ -5,37 +5,33 @@ Pure. Every wish that does not fit is refused with the number that would.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from deepinfer.checkpoint import Checkpoint
-from deepinfer.compiler import footprint
-from deepinfer.compiler.target import TargetDevice
+from deepinfer.compiler.budget import Budget, MemoryModel, MemoryNeed
 from deepinfer.compiler.wishes import AS_ASKED, BuildWishes
 from deepinfer.errors import PlanError
-from deepinfer.manifest import Choice, EngineLimits, Record
+from deepinfer.manifest import Choice, EngineLimits
 from deepinfer.terminal import format_bytes
 
 DEFAULT_MAX_SEQ_LEN = 4096
 DEFAULT_ANSWER_LEN = 1024  # left for the answer when only --max-input-len is given
-DEFAULT_MAX_BATCH_SIZE = 64
-# A step with more prompt tokens in it makes every running answer wait longer: at 12 streams the
-# 99th percentile between tokens was 0.5 s with 256 and 1.0 s with 1,024 (494M parameters, 2 cores).
-DEFAULT_MAX_NUM_TOKENS = 256
 MIN_USEFUL_SEQ_LEN = 64  # shorter ones are not offered as a way out
-MEMORY_SHARE = 0.9  # of what is free; the rest is for the API process and everybody else
+MIN_USEFUL_NUM_TOKENS = 256
 
 
-class MemoryNeed(Record):
-    """What the engine needs when it runs full, in bytes, against what it may use."""
+@dataclass(frozen=True)
+class LimitRules:
+    """What differs between kinds of devices."""
 
-    weight_bytes: int
-    kv_cache_bytes: int  # of max_batch_size sequences of max_seq_len tokens
-    overhead_bytes: int
-    usable_bytes: int
-
-    @property
-    def total_bytes(self) -> int:
-        return self.weight_bytes + self.kv_cache_bytes + self.overhead_bytes
+    max_batch_size: int  # when nobody says
+    max_num_tokens: int  # when nobody says
+    num_tokens_reason: str
+    sharing: int  # sequences that share the KV cache of one full one
+    memory_name: str  # whose memory it is
+    last_resort: str  # what to do when no limit is low enough
+    is_chunked: bool = True  # whether a long prompt may be read in several steps
 
 
 @dataclass(frozen=True)
@@ -48,77 +44,45 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class _Budget:
-    """Memory to hand out to sequences of up to `max_seq_len` tokens."""
+class _Fit:
+    """A budget with what to say when it is too small."""
 
-    usable_bytes: int
-    weight_bytes: int
-    overhead_bytes: int
-    logits_bytes: int  # of one sequence
-    kv_bytes_per_token: int
-    max_seq_len: int
-
-    @property
-    def free_bytes(self) -> int:
-        return max(0, self.usable_bytes - self.weight_bytes - self.overhead_bytes)
-
-    @property
-    def kv_bytes_per_sequence(self) -> int:
-        num_blocks = -(-self.max_seq_len // footprint.TOKENS_PER_BLOCK)
-        return num_blocks * footprint.TOKENS_PER_BLOCK * self.kv_bytes_per_token
-
-    @property
-    def num_sequences(self) -> int:
-        """Full sequences that fit."""
-        return self.free_bytes // (self.kv_bytes_per_sequence + self.logits_bytes)
-
-    def longest_seq_len(self, batch_size: int) -> int:
-        """Tokens, in whole blocks, that `batch_size` sequences could have each."""
-        kv_bytes = max(0, self.free_bytes // batch_size - self.logits_bytes)
-        num_blocks = kv_bytes // (footprint.TOKENS_PER_BLOCK * self.kv_bytes_per_token)
-        return num_blocks * footprint.TOKENS_PER_BLOCK
-
-    def need(self, batch_size: int) -> MemoryNeed:
-        return MemoryNeed(
-            weight_bytes=self.weight_bytes,
-            kv_cache_bytes=batch_size * self.kv_bytes_per_sequence,
-            overhead_bytes=self.overhead_bytes + batch_size * self.logits_bytes,
-            usable_bytes=self.usable_bytes,
-        )
+    budget: Budget
+    rules: LimitRules
+    max_positions: int
+    others: Mapping[str, MemoryModel] = field(default_factory=dict)
 
 
 def choose_limits(
-    device: TargetDevice,
     checkpoint: Checkpoint,
     wishes: BuildWishes,
-    *,
-    weight_bytes: int,
-    kv_bytes_per_token: int,
+    rules: LimitRules,
+    memory: MemoryModel,
+    others: Mapping[str, MemoryModel],
 ) -> Limits:
-    """Raises PlanError for limits that contradict the model, each other or the memory."""
+    """`others` are the flags that would need less memory, with what they would need.
+
+    Raises PlanError for limits that contradict the model, each other or the memory.
+    """
     seq = _choose_max_seq_len(checkpoint, wishes)
     max_seq_len = int(seq.value)
     max_input = _choose_max_input_len(max_seq_len, wishes)
-    budget = _Budget(
-        usable_bytes=int(device.memory_bytes * MEMORY_SHARE),
-        weight_bytes=weight_bytes,
-        overhead_bytes=footprint.overhead_bytes(
-            checkpoint.dims, weight_bytes, wishes.max_num_tokens or DEFAULT_MAX_NUM_TOKENS
-        ),
-        logits_bytes=footprint.logits_bytes(checkpoint.dims),
-        kv_bytes_per_token=kv_bytes_per_token,
-        max_seq_len=max_seq_len,
-    )
-    batch = _choose_max_batch_size(budget, wishes)
-    max_tokens = _choose_max_num_tokens(int(batch.value), max_seq_len, wishes)
+    longest_step = 0 if rules.is_chunked else int(max_input.value)
+    num_tokens = wishes.max_num_tokens or max(rules.max_num_tokens, longest_step)
+    budget = Budget(memory, max_seq_len, num_tokens, rules.sharing)
+    fit = _Fit(budget, rules, checkpoint.dims.max_position_embeddings, others)
+    batch = _choose_max_batch_size(fit, wishes)
+    batch_size = int(batch.value)
+    max_tokens = _choose_max_num_tokens(batch_size, max_seq_len, num_tokens, rules, wishes)
+    _check_step(int(max_tokens.value), int(max_input.value), rules)
     return Limits(
         engine=EngineLimits(
-            max_batch_size=int(batch.value),
+            max_batch_size=batch_size,
             max_input_len=int(max_input.value),
             max_seq_len=max_seq_len,
             max_num_tokens=int(max_tokens.value),
         ),
-        memory=budget.need(int(batch.value)),
+        memory=budget.need(batch_size, fit.max_positions),
         choices=(seq, max_input, batch, max_tokens),
     )
 
@@ -173,32 +137,41 @@ def _choose_max_input_len(max_seq_len: int, wishes: BuildWishes) -> Choice:
     return Choice(name=name, value=str(wish), reason=AS_ASKED)
 
 
-def _choose_max_batch_size(budget: _Budget, wishes: BuildWishes) -> Choice:
+def _choose_max_batch_size(fit: _Fit, wishes: BuildWishes) -> Choice:
     name = "max_batch_size"
+    budget, rules = fit.budget, fit.rules
     wish = wishes.max_batch_size
     if wish is not None:
         if wish > budget.num_sequences:
-            raise _does_not_fit(budget, wish)
+            raise _does_not_fit(fit, wish)
         return Choice(name=name, value=str(wish), reason=AS_ASKED)
     if budget.num_sequences < 1:
-        raise _does_not_fit(budget, 1)
-    if budget.num_sequences >= DEFAULT_MAX_BATCH_SIZE:
-        reason = f"memory would hold {budget.num_sequences:,} full sequences; more wait in line"
-        return Choice(name=name, value=str(DEFAULT_MAX_BATCH_SIZE), reason=reason)
+        raise _does_not_fit(fit, 1)
+    if budget.num_sequences >= rules.max_batch_size:
+        reason = f"memory would hold {_count_sequences(budget)}; more wait in line"
+        return Choice(name=name, value=str(rules.max_batch_size), reason=reason)
     # A power of two, so that a little more or less free memory gives the same engine.
     value = 1 << (budget.num_sequences.bit_length() - 1)
-    reason = f"memory holds {budget.num_sequences:,} full sequences"
+    reason = f"memory holds {_count_sequences(budget)}"
     return Choice(name=name, value=str(value), reason=reason)
 
 
-def _choose_max_num_tokens(batch_size: int, max_seq_len: int, wishes: BuildWishes) -> Choice:
+def _count_sequences(budget: Budget) -> str:
+    full = f"{budget.num_full_sequences:,} full sequences"
+    if budget.sharing == 1:
+        return full
+    return f"{full}, or {budget.num_sequences:,} that fill 1/{budget.sharing} of theirs"
+
+
+def _choose_max_num_tokens(
+    batch_size: int, max_seq_len: int, default: int, rules: LimitRules, wishes: BuildWishes
+) -> Choice:
     name = "max_num_tokens"
     most = batch_size * max_seq_len
     wish = wishes.max_num_tokens
     if wish is None:
-        value = min(max(DEFAULT_MAX_NUM_TOKENS, batch_size), most)
-        reason = "short steps: a long prompt is read in pieces between the tokens of others"
-        return Choice(name=name, value=str(value), reason=reason)
+        value = min(max(default, batch_size), most)
+        return Choice(name=name, value=str(value), reason=rules.num_tokens_reason)
     if wish < batch_size:
         raise PlanError(
             f"`--max-num-tokens {wish}` is below max_batch_size {batch_size}: each running "
@@ -214,24 +187,53 @@ def _choose_max_num_tokens(batch_size: int, max_seq_len: int, wishes: BuildWishe
     return Choice(name=name, value=str(wish), reason=AS_ASKED)
 
 
-def _does_not_fit(budget: _Budget, batch_size: int) -> PlanError:
-    need = budget.need(batch_size)
+def _check_step(max_num_tokens: int, max_input_len: int, rules: LimitRules) -> None:
+    if not rules.is_chunked and max_num_tokens < max_input_len:
+        raise PlanError(
+            f"`--max-num-tokens {max_num_tokens}` is below max_input_len {max_input_len:,}, and "
+            "this engine reads a prompt in one step",
+            hint=f"`--max-num-tokens {max_input_len}`, or `--max-input-len {max_num_tokens}`",
+        )
+
+
+def _does_not_fit(fit: _Fit, batch_size: int) -> PlanError:
+    budget = fit.budget
+    need = budget.need(batch_size, fit.max_positions)
     sequences = "sequence" if batch_size == 1 else "sequences"
+    shared = f" that fill 1/{budget.sharing}" if batch_size > budget.sharing > 1 else ""
     return PlanError(
         f"the engine needs {format_bytes(need.total_bytes)} and may use "
-        f"{format_bytes(need.usable_bytes)} of this machine's free memory: "
+        f"{format_bytes(need.usable_bytes)} of {fit.rules.memory_name}: "
         f"weights {format_bytes(need.weight_bytes)}, "
         f"KV cache {format_bytes(need.kv_cache_bytes)} for {batch_size} {sequences} of "
-        f"{budget.max_seq_len:,} tokens, overhead {format_bytes(need.overhead_bytes)}",
-        hint=_find_what_fits(budget, batch_size),
+        f"{budget.max_seq_len:,} tokens{shared}, overhead {format_bytes(need.overhead_bytes)}",
+        hint=_find_what_fits(fit, batch_size),
     )
 
 
-def _find_what_fits(budget: _Budget, batch_size: int) -> str:
-    shorter = budget.longest_seq_len(batch_size)
+def _find_what_fits(fit: _Fit, batch_size: int) -> str:
+    budget = fit.budget
     ways = []
     if batch_size > 1 and budget.num_sequences >= 1:
         ways.append(f"`--max-batch-size {budget.num_sequences}`")
+    shorter = budget.longest_seq_len(batch_size)
     if shorter >= MIN_USEFUL_SEQ_LEN:
         ways.append(f"`--max-seq-len {shorter}`")
-    return " or ".join(ways) or "a lower `--precision`, or a machine with more free memory"
+    if num_tokens := _find_shorter_step(budget, batch_size):
+        ways.append(f"`--max-num-tokens {num_tokens}`")
+    ways += [
+        f"`{flags}`"
+        for flags, memory in fit.others.items()
+        if replace(budget, memory=memory).num_sequences >= batch_size
+    ]
+    return " or ".join(ways) or fit.rules.last_resort
+
+
+def _find_shorter_step(budget: Budget, batch_size: int) -> int | None:
+    """The longest step, a power of two, that leaves room for the batch; None when none does."""
+    num_tokens = 1 << ((budget.max_num_tokens - 1).bit_length() - 1)
+    while num_tokens >= max(MIN_USEFUL_NUM_TOKENS, batch_size):
+        if replace(budget, max_num_tokens=num_tokens).num_sequences >= batch_size:
+            return num_tokens
+        num_tokens //= 2
+    return None

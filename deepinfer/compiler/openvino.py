@@ -50,8 +50,8 @@ ELEMENT_TYPES = {
 MIN_APPLIED_SHARE = 0.9
 
 
-def read_versions() -> dict[str, str]:
-    """The version of each library that compiles, without importing any.
+def read_versions(plan: BuildPlan) -> dict[str, str]:
+    """The version of each library that compiles, without importing any; any CPU will do.
 
     Raises BackendError when one is not installed.
     """

@@ -6,6 +6,8 @@ from typing import Any
 
 from deepinfer.compiler.build import BuildResult
 from deepinfer.compiler.plan import BuildPlan
+from deepinfer.compiler.roofline import Roofline
+from deepinfer.manifest import Parallelism
 from deepinfer.terminal import format_bytes
 
 PLAN_HEADERS = ("PLAN", "", "WHY")
@@ -27,7 +29,9 @@ def plan_rows(plan: BuildPlan) -> list[tuple[str, str, str]]:
         f"{format_bytes(memory.usable_bytes)} may be used"
     )
     rows += [
-        ("memory to serve", format_bytes(memory.total_bytes), parts),
+        ("memory to serve", format_bytes(memory.total_bytes) + _each(plan.parallelism), parts),
+        _fit_row(plan),
+        *_roofline_rows(plan.roofline),
         (
             "memory to build",
             format_bytes(build.memory_bytes),
@@ -40,6 +44,35 @@ def plan_rows(plan: BuildPlan) -> list[tuple[str, str, str]]:
         ),
     ]
     return rows + [("warning", "", warning) for warning in plan.warnings]
+
+
+def _fit_row(plan: BuildPlan) -> tuple[str, str, str]:
+    memory = plan.memory
+    side_by_side = f"{memory.num_full_sequences:,} x {plan.limits.max_seq_len:,} tokens"
+    return (
+        "largest that fits",
+        side_by_side,
+        f"full sequences side by side; one alone could have {memory.longest_seq_len:,} tokens",
+    )
+
+
+def _roofline_rows(roofline: Roofline | None) -> list[tuple[str, str, str]]:
+    if roofline is None:
+        return []
+    bound = "upper bound from bandwidth and arithmetic, not a forecast"
+    return [
+        ("decode, at most", f"{roofline.decode_tokens_per_s:,} tokens/s", f"one stream: {bound}"),
+        (
+            "full batch, at most",
+            f"{roofline.full_batch_tokens_per_s:,} tokens/s",
+            f"all streams together: {bound}",
+        ),
+        ("prefill, at most", f"{roofline.prefill_tokens_per_s:,} tokens/s", f"prompts: {bound}"),
+    ]
+
+
+def _each(parallelism: Parallelism) -> str:
+    return f" on each of {parallelism.world_size} GPUs" if parallelism.world_size > 1 else ""
 
 
 def plan_as_json(plan: BuildPlan) -> dict[str, Any]:

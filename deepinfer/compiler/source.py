@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deepinfer.checkpoint import SMALL_FILE_NAMES, Checkpoint, read_checkpoint
+from deepinfer.compiler.outline import has_weight_files, read_outline
 from deepinfer.compiler.progress import Progress
 from deepinfer.compiler.staging import free_disk_bytes
 from deepinfer.errors import BackendError, CheckpointError
@@ -28,14 +29,21 @@ HUB_ID_PATTERN = re.compile(r"[\w.-]+(/[\w.-]+)?")
 CODE_PATTERN = "*.py"
 
 
-def find_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
-    """Read what `model` names, without its weights' bytes. Raises CheckpointError."""
+def find_checkpoint(
+    model: str, revision: str | None = None, *, needs_weights: bool = True
+) -> Checkpoint:
+    """Read what `model` names, without its weights' bytes. Raises CheckpointError.
+
+    Without `needs_weights`, a folder may lack them: a plan needs no more than their number.
+    """
     if model == SAMPLE_NAME:
         _refuse_revision(revision, "the sample")
         return read_checkpoint(SAMPLE_DIR, model_id=SAMPLE_NAME)
     path = Path(model).expanduser()
     if path.is_dir():
         _refuse_revision(revision, "a folder")
+        if not needs_weights and not has_weight_files(path):
+            return read_outline(path)
         return read_checkpoint(path)
     if path.is_file():
         raise CheckpointError(

@@ -1,6 +1,7 @@
 """The device that an engine is planned for, as little of it as a plan needs.
 
 `--target` names a device; `resolve_target` turns the name and this machine into a `TargetDevice`.
+Whether TensorRT-LLM is installed is told from outside: nothing here imports or looks for it.
 """
 
 from __future__ import annotations
@@ -8,28 +9,130 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from deepinfer.device import Machine
+from deepinfer.compiler.capabilities import CAPABILITIES, find_capability
+from deepinfer.compiler.devices import (
+    DRIVER_BYTES,
+    GPU_MODELS,
+    GpuModel,
+    find_gpu_model,
+    find_gpu_model_by_name,
+    has_peer_access,
+)
+from deepinfer.compiler.wishes import AS_ASKED, BackendWish
+from deepinfer.device import Gpu, Machine
 from deepinfer.errors import PlanError
+from deepinfer.trtllm_release import CHECKED_VERSION, CONTAINER
 
-GPU_TARGET_NAMES = ("rtx5090", "rtx4090", "l40s", "h100", "h200", "b200")
+
+@dataclass(frozen=True)
+class GpuTarget:
+    """What a plan for GPUs needs beside name and capability. All cards of one plan are alike."""
+
+    model: GpuModel | None  # None: a card whose speed is not known here
+    total_bytes: int  # of one card
+    free_bytes: tuple[int, ...]  # of each card in this machine; empty when there is none
+    has_peer_access: bool
+
+    @property
+    def is_here(self) -> bool:
+        return bool(self.free_bytes)
 
 
 @dataclass(frozen=True)
 class TargetDevice:
-    kind: str  # "cpu"
+    kind: str  # "cpu" or "gpu"
     name: str
-    capability: str  # the machine type, such as "x86_64"
+    capability: str  # the machine type, such as "x86_64", or "sm_120"
     features: tuple[str, ...]  # CPU instruction sets, sorted
     has_native_bf16: bool
-    memory_bytes: int  # free now, for the engine
+    memory_bytes: int  # free now, for the engine; of one GPU
     host_memory_bytes: int  # free now, for the build
     disk_bytes: int  # free where the engine will be written
+    reason: str = AS_ASKED
+    gpu: GpuTarget | None = None
+
+    @property
+    def is_here(self) -> bool:
+        return self.gpu is None or self.gpu.is_here
 
 
-def resolve_target(target: str, machine: Machine, disk_bytes: int) -> TargetDevice:
-    """The device that `target` names. Raises PlanError for one that nothing here compiles for."""
-    if target not in ("auto", "cpu"):
+def resolve_target(
+    target: str,
+    machine: Machine,
+    disk_bytes: int,
+    *,
+    backend: BackendWish = "auto",
+    has_tensorrt_llm: bool = False,
+) -> TargetDevice:
+    """The device that `target` names. Raises PlanError for one that nothing here compiles for.
+
+    A GPU by name gives a plan on any machine; one that is in this machine is taken as it is.
+    """
+    if target == "cpu":
+        return _make_cpu(machine, disk_bytes, AS_ASKED)
+    if target == "auto":
+        gpu, reason = _choose_gpu(machine, backend, has_tensorrt_llm=has_tensorrt_llm)
+        if gpu is None:
+            return _make_cpu(machine, disk_bytes, reason)
+        return _make_gpu(gpu, machine, disk_bytes, reason)
+    for gpu in machine.gpus:
+        if _is_named(target, gpu):
+            return _make_gpu(gpu, machine, disk_bytes, AS_ASKED)
+    model = find_gpu_model(target)
+    if model is None:
         raise _refuse(target)
+    return _make_absent_gpu(model, target, machine, disk_bytes)
+
+
+def require_here(device: TargetDevice) -> None:
+    """Raise PlanError for a GPU that is not in this machine: it can be planned for, not built."""
+    if not device.is_here:
+        raise PlanError(
+            f"this machine has no {device.name}: an engine is built on the GPU that it is for",
+            hint="`--dry-run` prints the plan; `--target auto` takes what this machine has",
+        )
+
+
+def _choose_gpu(
+    machine: Machine, backend: BackendWish, *, has_tensorrt_llm: bool
+) -> tuple[Gpu | None, str]:
+    """The GPU that `--target auto` means, or None for the CPU; and why."""
+    if backend == "openvino":
+        return None, "the OpenVINO backend compiles for CPUs"
+    supported = [gpu for gpu in machine.gpus if find_capability(gpu.capability)]
+    if not supported:
+        reason = _why_none(machine)
+        if backend == "tensorrt-llm":
+            raise PlanError(
+                f"`--backend tensorrt-llm` compiles for GPUs; {reason}",
+                hint="`--target rtx5090 --dry-run` plans for one that is not here",
+            )
+        return None, reason
+    gpu = supported[0]
+    if has_tensorrt_llm or backend == "tensorrt-llm":
+        return gpu, f"this machine has this GPU, and TensorRT-LLM compiles for {gpu.capability}"
+    reason = f"TensorRT-LLM is not installed: run in {CONTAINER} to use the {gpu.name}"
+    return None, reason
+
+
+def _why_none(machine: Machine) -> str:
+    if not machine.gpus:
+        return "this machine has no NVIDIA GPU"
+    gpu = machine.gpus[0]
+    return (
+        f"{gpu.name} is {gpu.capability}, and TensorRT-LLM {CHECKED_VERSION} compiles for "
+        + ", ".join(CAPABILITIES)
+    )
+
+
+def _is_named(target: str, gpu: Gpu) -> bool:
+    if target == gpu.capability:
+        return find_capability(gpu.capability) is not None
+    model = find_gpu_model_by_name(gpu.name, gpu.capability)
+    return model is not None and target == model.target
+
+
+def _make_cpu(machine: Machine, disk_bytes: int, reason: str) -> TargetDevice:
     return TargetDevice(
         kind="cpu",
         name=machine.cpu.name,
@@ -39,13 +142,59 @@ def resolve_target(target: str, machine: Machine, disk_bytes: int) -> TargetDevi
         memory_bytes=machine.available_memory_bytes,
         host_memory_bytes=machine.available_memory_bytes,
         disk_bytes=disk_bytes,
+        reason=reason,
+    )
+
+
+def _make_gpu(gpu: Gpu, machine: Machine, disk_bytes: int, reason: str) -> TargetDevice:
+    alike = [one for one in machine.gpus if one.name == gpu.name]
+    return TargetDevice(
+        kind="gpu",
+        name=gpu.name,
+        capability=gpu.capability,
+        features=(),
+        has_native_bf16=True,
+        memory_bytes=gpu.free_memory_bytes,
+        host_memory_bytes=machine.available_memory_bytes,
+        disk_bytes=disk_bytes,
+        reason=reason,
+        gpu=GpuTarget(
+            model=find_gpu_model_by_name(gpu.name, gpu.capability),
+            total_bytes=gpu.total_memory_bytes,
+            free_bytes=tuple(one.free_memory_bytes for one in alike),
+            has_peer_access=has_peer_access(gpu.name),
+        ),
+    )
+
+
+def _make_absent_gpu(
+    model: GpuModel, target: str, machine: Machine, disk_bytes: int
+) -> TargetDevice:
+    is_exact = target == model.target
+    return TargetDevice(
+        kind="gpu",
+        name=model.name,
+        capability=model.capability,
+        features=(),
+        has_native_bf16=True,
+        memory_bytes=model.memory_bytes - DRIVER_BYTES,
+        host_memory_bytes=machine.available_memory_bytes,
+        disk_bytes=disk_bytes,
+        reason=AS_ASKED if is_exact else f"the smallest {target} card that is known here",
+        gpu=GpuTarget(
+            model=model,
+            total_bytes=model.memory_bytes,
+            free_bytes=(),
+            has_peer_access=has_peer_access(model.name),
+        ),
     )
 
 
 def _refuse(target: str) -> PlanError:
-    if target in GPU_TARGET_NAMES or re.fullmatch(r"sm_\d+", target):
-        return PlanError(
-            f"`--target {target}` is a GPU; this version compiles for the CPU only",
-            hint="`--target cpu`",
-        )
-    return PlanError(f"there is no target `{target}`", hint="`--target cpu` or `--target auto`")
+    known = ", ".join(f"`{model.target}`" for model in GPU_MODELS)
+    hint = f"`auto`, `cpu`, {known}, or a compute capability such as `sm_120`"
+    if re.fullmatch(r"sm_\d+", target):
+        if target in CAPABILITIES:
+            hint = f"plan for it on a machine that has such a card, or take {known}"
+        return PlanError(f"no {target} card is known here, and this machine has none", hint=hint)
+    return PlanError(f"there is no target `{target}`", hint=hint)

@@ -45,6 +45,25 @@ def write_tokenizer(checkpoint: Checkpoint, folder: Path, trust_remote_code: boo
         (folder / TOKENIZER_CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
 
 
+def link_with_pad_token(checkpoint: Checkpoint, folder: Path) -> Path:
+    """The checkpoint's folder, or links to its files in `folder` with a pad token added.
+
+    Calibration pads its texts, and many chat models name no token for that; any will do.
+    """
+    source = checkpoint.folder.resolve()
+    path = source / TOKENIZER_CONFIG_NAME
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if config.get("pad_token") or not config.get("eos_token"):
+        return source
+    folder.mkdir()
+    for file in source.iterdir():
+        if file.name != TOKENIZER_CONFIG_NAME:
+            (folder / file.name).symlink_to(file)
+    text = json.dumps(config | {"pad_token": config["eos_token"]}, ensure_ascii=False)
+    (folder / TOKENIZER_CONFIG_NAME).write_text(text, encoding="utf-8")
+    return folder
+
+
 def _convert_slow_tokenizer(source: Path, path: Path, trust_remote_code: bool) -> None:
     from transformers import AutoTokenizer
 

@@ -42,6 +42,15 @@ class BuildWishes(BaseModel):
     max_input_len: int | None = Field(None, ge=1, description="Tokens of the longest prompt")
     max_seq_len: int | None = Field(None, ge=2, description="Tokens of prompt and answer")
     max_num_tokens: int | None = Field(None, ge=1, description="Tokens computed in one step")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share every layer")
+    pipeline_parallel_size: int = Field(1, ge=1, description="GPUs that share out the layers")
+    calib_data: Path | None = Field(
+        None, description="Texts to calibrate with: a folder, a .jsonl or a .txt file"
+    )
+    experimental: bool = Field(
+        False, description="Allow what the library builds without listing it as supported"
+    )
+    smoke_test: bool = Field(True, description="Generate a few tokens after a build for a GPU")
     trust_remote_code: bool = Field(
         False, description="Run Python code that comes with the checkpoint"
     )
@@ -52,9 +61,10 @@ def describe_values(field: FieldInfo) -> str:
     kind = field.annotation
     if get_origin(kind) is Literal:
         return "|".join(get_args(kind))
-    if kind is Path:
-        return "FOLDER"
-    return "N" if int in get_args(kind) else "TEXT"
+    kinds = (kind, *get_args(kind))
+    if Path in kinds:
+        return "FOLDER" if kind is Path else "PATH"
+    return "N" if int in kinds else "TEXT"
 
 
 def read_wishes(recipe: Path | None, flags: Mapping[str, Any]) -> BuildWishes:

@@ -105,6 +105,7 @@ def _plan(
             param="n",
         )
     _check_token_ids(engine, body.stop_token_ids, "stop_token_ids")
+    _check_token_ids(engine, tuple(body.logit_bias), "logit_bias")
     seed = random.getrandbits(63) if body.seed is None else body.seed
     stop = StopMatcher(body.stop)
     choices: list[Choice] = []
@@ -179,6 +180,7 @@ def _sampling(body: GenerationBody, max_tokens: int, seed: int) -> SamplingParam
         seed=seed,
         ignore_eos=body.ignore_eos,
         stop_token_ids=tuple(body.stop_token_ids),
+        logit_bias=body.logit_bias,
     )
 
 

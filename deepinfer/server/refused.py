@@ -14,7 +14,6 @@ Neutral = Mapping[str, tuple[Any, ...]]
 
 # Of every route that generates. The second group is known from vLLM, SGLang and TensorRT-LLM.
 GENERATION: Neutral = {
-    "logit_bias": ({},),
     "logprobs": (False,),
     "allowed_token_ids": (),
     "add_special_tokens": (True,),

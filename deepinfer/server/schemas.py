@@ -29,14 +29,18 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from deepinfer.server import refused as refused_fields
+from deepinfer.validation import MAX_SHOWN_CHARS
 
 # Bounds of OpenAI's description of its API.
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 4
+MAX_LOGIT_BIAS = 100
 MAX_BEST_OF = 20
 # Bounds of ours: nothing that a client sends may cost more than it is worth.
 MAX_STOP_CHARS = 1_000
 MAX_STOP_TOKEN_IDS = 128
+MAX_LOGIT_BIASES = 1_024
+MAX_TOKEN_ID_DIGITS = 10
 MAX_MESSAGES = 10_000
 MAX_NAME_CHARS = 256
 MAX_SEQUENCES = 1_024  # prompts times choices
@@ -148,6 +152,40 @@ StopStrings = Annotated[
 ]
 
 
+def _parse_logit_bias(value: object) -> dict[int, float]:
+    if not isinstance(value, dict):
+        raise _invalid("must be an object of token ids and numbers")
+    if len(value) > MAX_LOGIT_BIASES:
+        raise _invalid(f"must have at most {MAX_LOGIT_BIASES:,} token ids")
+    bias = {}
+    for key, number in value.items():
+        at = key[:MAX_SHOWN_CHARS]
+        if not (key.isascii() and key.isdigit() and len(key) <= MAX_TOKEN_ID_DIGITS):
+            raise _invalid("must be named by a token id", at)
+        if type(number) not in (int, float) or not -MAX_LOGIT_BIAS <= number <= MAX_LOGIT_BIAS:
+            raise _invalid(f"must be a number from -{MAX_LOGIT_BIAS} to {MAX_LOGIT_BIAS}", at)
+        bias[int(key)] = float(number)
+    return bias
+
+
+LogitBias = Annotated[
+    dict[int, float],
+    PlainValidator(_parse_logit_bias),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "maxProperties": MAX_LOGIT_BIASES,
+            "propertyNames": {"pattern": rf"^[0-9]{{1,{MAX_TOKEN_ID_DIGITS}}}$"},
+            "additionalProperties": {
+                "type": "number",
+                "minimum": -MAX_LOGIT_BIAS,
+                "maximum": MAX_LOGIT_BIAS,
+            },
+        }
+    ),
+]
+
+
 class StreamOptions(Schema):
     refused = refused_fields.STREAM_OPTIONS
 
@@ -208,6 +246,10 @@ class GenerationBody(Schema):
         default_factory=list,
         max_length=MAX_STOP_TOKEN_IDS,
         description="Token ids that end the answer; their text is not part of it",
+    )
+    logit_bias: LogitBias = Field(
+        default_factory=dict,
+        description="Added to the logits of tokens, by token id; refused by engines for the CPU",
     )
     min_tokens: int = Field(
         default=0, ge=0, le=INT32_MAX, description="Tokens before the model may end the answer"

@@ -12,11 +12,18 @@ import pytest
 from deepinfer.backends.base import Backend
 from deepinfer.backends.loading import load_backend
 from deepinfer.engine import EngineOptions
-from deepinfer.errors import DeepInferError
-from deepinfer.generation import FinishReason, GenerationRequest, SamplingParams, TokenChunk
+from deepinfer.errors import DeepInferError, UnsupportedParameter
+from deepinfer.generation import (
+    FinishReason,
+    GenerationRequest,
+    Grammar,
+    SamplingParams,
+    TokenChunk,
+)
 from deepinfer.manifest import EngineFolder
 from deepinfer.runtime.queue import AdmissionQueue
 from tests.building import BuildEngine
+from tests.contract.installing import installed_double, make_double_root
 from tests.engines import make_simulated_engine
 
 MAX_SEQ_LEN = 256
@@ -24,17 +31,47 @@ NUM_BLOCKS = 12  # of 32 tokens: too few for full batches, so that admission has
 PROMPT_IDS = range(10, 200)
 
 
-@pytest.fixture(scope="module", params=["openvino", "simulated"])
+# What the recorded interface of TensorRT-LLM leaves open, decided the other way.
+OTHER_WAY = {
+    "end_id_stays_in_token_ids": True,
+    "min_tokens_holds_back_stop_ids": True,
+    "logits_of_stop_token_are_kept": False,
+    "idle_executor_writes_statistics": True,
+    "unseeded_requests_repeat": False,
+}
+LIBRARIES: dict[str, tuple[str, dict[str, bool]]] = {
+    "openvino": ("openvino", {}),
+    "simulated": ("simulated", {}),
+    "tensorrt-llm as recorded": ("tensorrt-llm", {}),
+    "tensorrt-llm the other way": ("tensorrt-llm", OTHER_WAY),
+}
+
+
+@pytest.fixture(scope="module", params=LIBRARIES.values(), ids=LIBRARIES)
+def library(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The backend's name, while its library can be imported: TensorRT-LLM as a double."""
+    name, assumptions = request.param
+    if name != "tensorrt-llm":
+        yield name
+        return
+    root = make_double_root(tmp_path_factory.mktemp("double"))
+    with installed_double(root, assumptions=assumptions):
+        yield name
+
+
+@pytest.fixture(scope="module")
 def engine(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    build_engine: BuildEngine,
+    library: str, tmp_path_factory: pytest.TempPathFactory, build_engine: BuildEngine
 ) -> EngineFolder:
-    if request.param == "simulated":
+    if library == "simulated":
         settings: dict[str, str | int | bool] = {"num_blocks": NUM_BLOCKS}
         folder: Path = tmp_path_factory.mktemp("simulated")
         return make_simulated_engine(folder, settings=settings, max_seq_len=MAX_SEQ_LEN)
     limits = ("--max-seq-len", str(MAX_SEQ_LEN), "--max-batch-size", "8")
+    if library == "tensorrt-llm":
+        return build_engine("llama", "fp8", *limits, "--target", "rtx5090").engine
     return build_engine("llama", "fp32", *limits).engine
 
 
@@ -195,6 +232,39 @@ def test_min_tokens_holds_back_the_end(backend: Backend) -> None:
     free = tokens(run(backend, [make_request("a", max_tokens=8)])["a"])
     held = make_request("b", max_tokens=12, min_tokens=8, stop_token_ids=(free[0],))
     assert len(tokens(run(backend, [held])["b"])) >= 8
+
+
+def test_parameters_without_a_counterpart_are_refused_by_name(
+    engine: EngineFolder, backend: Backend
+) -> None:
+    refused = {
+        "openvino": {"logit_bias", "top_logprobs", "response_format"},
+        "tensorrt-llm": {"top_logprobs"},
+        "simulated": set(),
+    }[engine.manifest.backend.name]
+    asked = {
+        "logit_bias": {"logit_bias": {20: 1.0}},
+        "top_logprobs": {"with_log_probs": True, "num_top_log_probs": 2},
+        "response_format": {"grammar": Grammar("json")},
+    }
+    for param, sampling in asked.items():
+        request = make_request("a", **sampling)
+        if param not in refused:
+            backend.check(request)
+            continue
+        with pytest.raises(UnsupportedParameter) as caught:
+            backend.check(request)
+        assert caught.value.param == param
+
+
+def test_log_probability_comes_with_each_token(engine: EngineFolder, backend: Backend) -> None:
+    if engine.manifest.backend.name == "simulated":
+        pytest.skip("a script has no probabilities")
+    answers = run(backend, [make_request("a", with_log_probs=True), make_request("b")])
+    log_probs = [value for chunk in answers["a"] for value in chunk.log_probs]
+    assert len(log_probs) == len(tokens(answers["a"])) == 8
+    assert all(value < 0 for value in log_probs)
+    assert [chunk.log_probs for chunk in answers["b"]] == [()] * len(answers["b"])
 
 
 def test_idle_backend_costs_no_cpu(backend: Backend) -> None:

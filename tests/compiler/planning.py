@@ -6,11 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deepinfer.checkpoint import Checkpoint, ModelDims
-from deepinfer.compiler.target import TargetDevice
+from deepinfer.checkpoint import Checkpoint, ModelDims, Quantization
+from deepinfer.compiler.outline import read_outline
+from deepinfer.compiler.plan import BuildPlan, make_plan
+from deepinfer.compiler.target import TargetDevice, resolve_target
+from deepinfer.compiler.tensorrt_llm_plan import TensorRtLlmPlan
+from deepinfer.compiler.wishes import BuildWishes
+from deepinfer.device import Cpu, Gpu, Machine
 from deepinfer.weights import Weights
 
 GIB = 2**30
+CONFIGS = Path(__file__).parent.parent / "recorded" / "configs"
 
 LAPTOP = TargetDevice(
     kind="cpu",
@@ -104,3 +110,72 @@ def with_dtype(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
             weights.num_parameters, weights.embedding_parameters, weights.lm_head_parameters, dtype
         ),
     )
+
+
+def make_gpu(
+    name: str = "NVIDIA GeForce RTX 5090",
+    capability: tuple[int, int] = (12, 0),
+    *,
+    index: int = 0,
+    total_gib: float = 31.8,
+    free_gib: float = 31.2,
+) -> Gpu:
+    return Gpu(
+        index=index,
+        name=name,
+        total_memory_bytes=int(total_gib * GIB),
+        free_memory_bytes=int(free_gib * GIB),
+        compute_capability=capability,
+        driver_version="580.126.20",
+        cuda_version="13.0",
+    )
+
+
+def make_machine(*gpus: Gpu) -> Machine:
+    return Machine(
+        cpu=Cpu("A CPU", "x86_64", frozenset({"avx512_bf16", "avx2"}), num_cores=4, num_threads=8),
+        gpus=gpus,
+        total_memory_bytes=256 * GIB,
+        available_memory_bytes=200 * GIB,
+    )
+
+
+def resolve(target: str, *gpus: Gpu, **options: Any) -> TargetDevice:
+    return resolve_target(target, make_machine(*gpus), 500 * GIB, **options)
+
+
+def read_config(name: str) -> Checkpoint:
+    """A recorded configuration, with a chat template as the model has one."""
+    return replace(read_outline(CONFIGS / name), has_chat_template=True)
+
+
+def plan(device: TargetDevice, checkpoint: Checkpoint, **wishes: Any) -> BuildPlan:
+    return make_plan(device, checkpoint, BuildWishes(model=checkpoint.id, **wishes))
+
+
+def reason(made: BuildPlan, name: str) -> str:
+    (choice,) = [choice for choice in made.choices if choice.name == name]
+    return choice.reason
+
+
+def library_of(made: BuildPlan) -> TensorRtLlmPlan:
+    assert made.tensorrt_llm is not None
+    return made.tensorrt_llm
+
+
+RTX5090 = resolve("rtx5090")
+RTX4090 = resolve("rtx4090")
+H100 = resolve("h100")
+B200 = resolve("b200")
+A100 = resolve("sm_80", make_gpu("NVIDIA A100-SXM4-80GB", (8, 0), total_gib=80, free_gib=79))
+TWO_5090 = resolve("rtx5090", make_gpu(), make_gpu(index=1))
+
+QWEN14 = replace(read_config("qwen3-14b-nvfp4"), quantization=None, quant_method=None)
+QWEN32 = read_config("qwen3-32b")
+LLAMA_FP8 = replace(
+    with_dtype(LLAMA, "F8_E4M3"),
+    quant_method="modelopt",
+    quantization=Quantization("FP8", "FP8"),
+)
+LLAMA_NVFP4 = replace(LLAMA_FP8, quantization=Quantization("NVFP4", "FP8"))
+LLAMA_FP8_ONLY = replace(LLAMA_FP8, quantization=Quantization("FP8"))

@@ -196,7 +196,8 @@ def test_recipe_is_followed(llama: Path, tmp_path: Path, capsys: Output) -> None
     [
         (["--precision", "fp8"], "error: `--precision fp8` needs GPU tensor cores"),
         (["--precision", "int9"], "error: `precision` must be "),
-        (["--target", "rtx5090"], "error: `--target rtx5090` is a GPU; this version compiles for"),
+        (["--target", "b200"], "error: this machine has no NVIDIA B200: an engine is built on"),
+        (["--target", "rtx9999"], "error: there is no target `rtx9999`"),
         (["--backend", "tensorrt-llm"], "error: `--backend tensorrt-llm` compiles for GPUs"),
         (["--max-seq-len", "4096"], "error: `--max-seq-len 4096` is beyond the model's 512 pos"),
         (["--group-size", "48", "--precision", "int4"], "error: group size 48 does not divide"),

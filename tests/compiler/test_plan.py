@@ -9,10 +9,9 @@ import pytest
 
 from deepinfer.checkpoint import Checkpoint
 from deepinfer.compiler import cpu
-from deepinfer.compiler.plan import BuildPlan, make_plan
-from deepinfer.compiler.target import TargetDevice, resolve_target
-from deepinfer.compiler.wishes import AS_ASKED, BuildWishes
-from deepinfer.device import Cpu, Machine
+from deepinfer.compiler.plan import BuildPlan
+from deepinfer.compiler.target import TargetDevice
+from deepinfer.compiler.wishes import AS_ASKED
 from deepinfer.errors import PlanError
 from tests.compiler.planning import (
     BF16_SERVER,
@@ -20,19 +19,11 @@ from tests.compiler.planning import (
     LAPTOP,
     LLAMA,
     QWEN,
+    plan,
+    reason,
     with_dims,
     with_dtype,
 )
-
-
-def plan(device: TargetDevice, checkpoint: Checkpoint, **wishes: Any) -> BuildPlan:
-    return make_plan(device, checkpoint, BuildWishes(model=checkpoint.id, **wishes))
-
-
-def reason(made: BuildPlan, name: str) -> str:
-    (choice,) = [choice for choice in made.choices if choice.name == name]
-    return choice.reason
-
 
 PLANS: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], dict[str, Any]]] = {
     "exact": (
@@ -208,9 +199,25 @@ ERRORS: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], str, str]] = {
         LAPTOP,
         QWEN,
         {"backend": "tensorrt-llm"},
-        "this version compiles for the CPU only",
-        "`--backend openvino --target cpu`",
+        "compiles for GPUs; the target is a CPU, Some CPU",
+        "`--backend openvino`, or a GPU such as `--target rtx5090`",
     ),
+    "tensor-parallel": (
+        LAPTOP,
+        QWEN,
+        {"tensor_parallel_size": 2},
+        "`--tensor-parallel-size 2` belongs to builds for GPUs",
+        "leave it away",
+    ),
+    "pipeline-parallel": (
+        LAPTOP,
+        QWEN,
+        {"pipeline_parallel_size": 2},
+        "`--pipeline-parallel-size 2` belongs to builds for GPUs",
+        "leave it away",
+    ),
+    "calibration": (LAPTOP, QWEN, {"calib_data": "texts"}, "`--calib-data` belongs", "leave it"),
+    "smoke-test": (LAPTOP, QWEN, {"smoke_test": False}, "`--no-smoke-test` belongs", "leave it"),
     "architecture": (
         LAPTOP,
         replace(QWEN, architecture="T5ForConditionalGeneration"),
@@ -424,32 +431,3 @@ def test_whatever_changes_the_engine_changes_the_digest(
 def test_plan_survives_json() -> None:
     made = plan(LAPTOP, QWEN, precision="int4")
     assert BuildPlan.model_validate_json(made.model_dump_json()) == made
-
-
-MACHINE = Machine(
-    cpu=Cpu("A CPU", "x86_64", frozenset({"avx512_bf16", "avx2"}), num_cores=4, num_threads=8),
-    gpus=(),
-    total_memory_bytes=32 * GIB,
-    available_memory_bytes=20 * GIB,
-)
-
-
-@pytest.mark.parametrize("target", ["auto", "cpu"])
-def test_target_is_this_cpu(target: str) -> None:
-    device = resolve_target(target, MACHINE, disk_bytes=GIB)
-    assert (device.kind, device.name, device.capability) == ("cpu", "A CPU", "x86_64")
-    assert device.features == ("avx2", "avx512_bf16")
-    assert device.has_native_bf16
-    assert (device.memory_bytes, device.disk_bytes) == (20 * GIB, GIB)
-
-
-@pytest.mark.parametrize("target", ["rtx5090", "sm_90", "h100"])
-def test_gpu_target_is_refused_plainly(target: str) -> None:
-    with pytest.raises(PlanError, match="this version compiles for the CPU only") as caught:
-        resolve_target(target, MACHINE, disk_bytes=GIB)
-    assert caught.value.hint == "`--target cpu`"
-
-
-def test_unknown_target_is_refused() -> None:
-    with pytest.raises(PlanError, match="there is no target `rtx9999x`"):
-        resolve_target("rtx9999x", MACHINE, disk_bytes=GIB)

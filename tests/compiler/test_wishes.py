@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from deepinfer.__main__ import main
+from deepinfer.commands import build
 from deepinfer.compiler.wishes import BuildWishes, read_wishes
-from deepinfer.errors import ConfigError
+from deepinfer.errors import ConfigError, PlanError
 
 RECIPES = sorted((Path(__file__).parent.parent.parent / "build" / "recipes").glob("*.yaml"))
 
@@ -34,6 +36,43 @@ def test_text_of_a_flag_becomes_a_number() -> None:
     assert read_wishes(None, {"model": "sample", "max_batch_size": "16"}).max_batch_size == 16
 
 
+def test_every_flag_of_a_wish_exists_and_no_other() -> None:
+    own = {"recipe", "is_dry_run", "is_forced", "is_json"}
+    flags = {str(option.name) for option in build.build.params}
+    assert flags - own == set(BuildWishes.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], {"experimental": False, "smoke_test": True, "tensor_parallel_size": 1}),
+        (["--experimental", "--no-smoke-test"], {"experimental": True, "smoke_test": False}),
+        (["--calib-data", "a/b.txt"], {"calib_data": Path("a/b.txt")}),
+        (["--pipeline-parallel-size", "2"], {"pipeline_parallel_size": 2}),
+    ],
+    ids=["none", "switches", "path", "number"],
+)
+def test_flags_of_the_command_become_wishes(
+    monkeypatch: pytest.MonkeyPatch, flags: list[str], expected: dict[str, Any]
+) -> None:
+    planned: list[BuildWishes] = []
+
+    def stop(wishes: BuildWishes, *, is_dry_run: bool) -> None:
+        planned.append(wishes)
+        raise PlanError("far enough")
+
+    monkeypatch.setattr(build, "_make_plan", stop)
+    assert main(["build", "--model", "sample", *flags]) == 1
+    assert {name: getattr(planned[0], name) for name in expected} == expected
+
+
+def test_switch_in_a_recipe_holds_unless_a_flag_says_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: m\nsmoke_test: false\nexperimental: true\n")
+    wishes = read_wishes(path, {"smoke_test": None, "experimental": None})
+    assert (wishes.smoke_test, wishes.experimental) == (False, True)
+
+
 ERRORS: dict[str, tuple[str | None, dict[str, Any], str, str]] = {
     "no-model": (None, {}, "no model is given", "`--model <hub id | folder | sample>`"),
     "misspelt-key": ("precison: int8", {}, "unknown key `precison`", "did you mean `precision`?"),
@@ -41,6 +80,7 @@ ERRORS: dict[str, tuple[str | None, dict[str, Any], str, str]] = {
     "unknown-key": ("zzz: 1", {}, "unknown key `zzz`", "known are `backend`"),
     "wrong-choice": ("precision: int9", {"model": "m"}, "`precision` must be", ""),
     "too-small": (None, {"model": "m", "max_batch_size": "0"}, "must be at least 1", ""),
+    "no-gpus": (None, {"model": "m", "tensor_parallel_size": "0"}, "must be at least 1", ""),
     "not-a-number": (None, {"model": "m", "max_seq_len": "many"}, "must be a whole number", ""),
     "not-a-mapping": ("- a\n- b", {}, "is not a mapping", "`precision: int8`"),
     "not-yaml": ("a: [", {}, "is not YAML", ""),

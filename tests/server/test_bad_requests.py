@@ -154,7 +154,12 @@ BAD_FIELDS: list[Case] = [
         UNSUPPORTED,
         "stream_options.continuous_usage_stats",
     ),
-    ("logit_bias", {"logit_bias": {"5": 1}}, UNSUPPORTED, "logit_bias"),
+    ("logit_bias number", {"logit_bias": 5}, INVALID, "logit_bias"),
+    ("logit_bias word", {"logit_bias": {"the": 1}}, INVALID, "logit_bias.the"),
+    ("logit_bias high", {"logit_bias": {"5": 101}}, INVALID, "logit_bias.5"),
+    ("logit_bias text", {"logit_bias": {"5": "1"}}, INVALID, "logit_bias.5"),
+    ("logit_bias many", {"logit_bias": {str(i): 1 for i in range(2000)}}, INVALID, "logit_bias"),
+    ("logit_bias unknown", {"logit_bias": {"99999": 1}}, INVALID, "logit_bias"),
     ("guided_json", {"guided_json": {}}, UNSUPPORTED, "guided_json"),
     ("streamed all the same", {"stream": True, "n": 0}, INVALID, "n"),
 ]

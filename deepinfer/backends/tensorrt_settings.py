@@ -1,0 +1,233 @@
+"""What TensorRT-LLM is told, for loading an engine and for each request: pure translations.
+
+Every limit and every sampling default is spelled out: the library's own are not those of the engine
+(8,192 batched tokens) or of a request (32 tokens, greedy). The library's classes come as values.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deepinfer.backends.tensorrt_errors import last_line
+from deepinfer.backends.tensorrt_stream import TokenStream
+from deepinfer.engine import Capacity, EngineOptions
+from deepinfer.errors import EngineError
+from deepinfer.generation import GenerationRequest, Grammar, SamplingParams
+from deepinfer.manifest import EngineFolder, EngineLimits, EngineManifest
+
+if TYPE_CHECKING:
+    from deepinfer.backends.tensorrt_llm import Library
+
+FREE_MEMORY_SHARE = 0.9  # of what the GPU has free once the engine is loaded
+MAX_BUFFERED_STATS = 100  # iterations; each step reads what there is
+DYNAMIC_BATCH_WINDOW = 128  # iterations, as trtllm-serve sets it
+GUIDED_FIELDS = {"json_schema": "json", "regex": "regex", "ebnf": "grammar"}
+SEED_MASK = (1 << 64) - 1  # the executor's seeds are unsigned
+
+
+def plan_capacity(manifest: EngineManifest, options: EngineOptions) -> Capacity:
+    """Blocks for full batches of full sequences, or as many as the budget in bytes holds.
+
+    The library allots no more than fits the GPU; what it did allot is known once it runs. Raises
+    EngineError when a budget does not hold one sequence of the longest length.
+    """
+    limits = manifest.limits
+    tokens_per_block = int(manifest.backend.settings["tokens_per_block"])
+    per_sequence = math.ceil(limits.max_seq_len / tokens_per_block)
+    num_blocks = limits.max_batch_size * per_sequence
+    if options.kv_cache_bytes is not None:
+        block_bytes = manifest.kv_bytes_per_token * tokens_per_block
+        num_blocks = min(num_blocks, options.kv_cache_bytes // block_bytes)
+        if num_blocks < per_sequence:
+            raise EngineError(
+                f"the KV cache of one sequence of {limits.max_seq_len:,} tokens needs "
+                f"{per_sequence * block_bytes / 2**20:,.0f} MiB; "
+                f"{options.kv_cache_bytes / 2**20:,.0f} MiB are given",
+                hint="raise the KV cache's size, or rebuild with a lower --max-seq-len",
+            )
+    return Capacity(limits.max_batch_size, num_blocks, tokens_per_block)
+
+
+def measured_capacity(
+    manifest: EngineManifest, planned: Capacity, stats: dict[str, Any]
+) -> Capacity:
+    """What the executor allotted, where that is less than planned.
+
+    Raises EngineError when it is too little for one sequence of the longest length.
+    """
+    cache = stats["kvCacheStats"]
+    capacity = Capacity(
+        planned.max_batch_size,
+        min(planned.num_blocks, int(cache["maxNumBlocks"])),
+        int(cache["tokensPerBlock"]),
+    )
+    longest = manifest.limits.max_seq_len
+    if capacity.num_tokens < longest:
+        raise EngineError(
+            f"the GPU's free memory holds a KV cache of {capacity.num_tokens:,} tokens; one "
+            f"sequence of engine `{manifest.name}` may have {longest:,}",
+            hint="end what else uses the GPU, raise --kv-cache-fraction, or rebuild with "
+            f"--max-seq-len {capacity.num_tokens}",
+        )
+    return capacity
+
+
+def load_arguments(
+    library: Library,
+    engine: EngineFolder,
+    built: BuiltEngine,
+    options: EngineOptions,
+    planned: Capacity,
+) -> dict[str, Any]:
+    """The keywords for loading an engine; nothing that decides its behaviour is left unsaid."""
+    manifest = engine.manifest
+    settings = manifest.backend.settings
+    fraction = options.kv_cache_fraction or FREE_MEMORY_SHARE
+    arguments = {
+        "model": str(engine.payload_dir),
+        "tokenizer": str(engine.tokenizer_dir),  # guided decoding needs one; text stays outside
+        "trust_remote_code": manifest.model.trust_remote_code,
+        "tensor_parallel_size": manifest.parallelism.tensor_parallel_size,
+        "pipeline_parallel_size": manifest.parallelism.pipeline_parallel_size,
+        "kv_cache_config": library.KvCacheConfig(
+            max_tokens=planned.num_tokens,
+            free_gpu_memory_fraction=fraction,
+            enable_block_reuse=bool(settings["block_reuse"]),
+        ),
+        "scheduler_config": library.SchedulerConfig(
+            capacity_scheduler_policy=library.CapacitySchedulerPolicy.GUARANTEED_NO_EVICT,
+            context_chunking_policy=library.ContextChunkingPolicy.FIRST_COME_FIRST_SERVED,
+            dynamic_batch_config=library.DynamicBatchConfig(
+                enable_batch_size_tuning=True,
+                enable_max_num_tokens_tuning=False,
+                dynamic_batch_moving_average_window=DYNAMIC_BATCH_WINDOW,
+            ),
+        ),
+        "enable_chunked_prefill": bool(settings["chunked_prefill"]),
+        "guided_decoding_backend": "xgrammar",
+        "iter_stats_max_iterations": MAX_BUFFERED_STATS,
+        **built.limits.model_dump(),
+    }
+    nccl = {name: str(value) for name, value in settings.items() if name.startswith("NCCL_")}
+    return arguments | ({"env_overrides": nccl} if nccl else {})
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """What the payload's own configuration says, in so far as the executor must be told it."""
+
+    limits: EngineLimits
+    padded_vocab_size: int  # the width of the logits
+
+
+def read_built_engine(engine: EngineFolder) -> BuiltEngine:
+    """Read `payload/config.json`. Raises EngineError when it is damaged."""
+    manifest = engine.manifest
+    path = engine.payload_dir / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        built = config["build_config"]
+        limits = EngineLimits(**{name: built[name] for name in EngineLimits.model_fields})
+        vocab_size = int(config["pretrained_config"]["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EngineError(
+            f"`{path}` does not say how the engine was built: {last_line(error)}",
+            hint="rebuild the engine with `deepinfer build --force`",
+        ) from error
+    ranks = manifest.parallelism.tensor_parallel_size
+    return BuiltEngine(
+        # The library counts no padding, so it keeps no limit of its own on the prompt's length.
+        limits.model_copy(update={"max_input_len": manifest.limits.max_input_len}),
+        math.ceil(vocab_size / ranks) * ranks,  # each rank has as many rows of the LM head
+    )
+
+
+def make_stream(request: GenerationRequest, manifest: EngineManifest) -> TokenStream:
+    sampling = request.sampling
+    eos_token_ids = () if sampling.ignore_eos else manifest.tokens.eos_token_ids
+    end_id = eos_token_ids[0] if eos_token_ids else None
+    stops = frozenset(sampling.stop_token_ids) | frozenset(eos_token_ids[1:])
+    return TokenStream(request, end_id, stops if sampling.min_tokens else frozenset())
+
+
+def sampling_arguments(
+    stream: TokenStream, manifest: EngineManifest, padded_vocab_size: int
+) -> dict[str, Any]:
+    """The keywords of the library's SamplingParams for one request, its grammar apart.
+
+    `padded_vocab_size` is the width of the engine's logits, which may be more than the vocabulary.
+    """
+    sampling = stream.request.sampling
+    eos_token_ids = manifest.tokens.eos_token_ids
+    pad_id = manifest.tokens.pad_token_id
+    arguments: dict[str, Any] = {
+        # Set here, so that the library needs no tokenizer; it would know one EOS id at most.
+        "end_id": -1 if stream.end_id is None else stream.end_id,
+        "pad_id": pad_id if pad_id is not None else max(0, *eos_token_ids[:1], 0),
+        "max_tokens": sampling.max_tokens,
+        "n": 1,
+        "ignore_eos": sampling.ignore_eos,
+        "detokenize": False,
+        "add_special_tokens": False,
+        "include_stop_str_in_output": True,  # the token that ended an answer is a token of it
+        **_drawing_arguments(sampling),
+        **_penalty_arguments(sampling),
+    }
+    if sampling.with_log_probs:
+        # The executor's own, of the chosen tokens; `logprobs` would bring all logits to Python.
+        arguments["_return_log_probs"] = True
+    if sampling.logit_bias:
+        arguments["embedding_bias"] = bias_vector(sampling.logit_bias, padded_vocab_size)
+    if sampling.min_tokens:
+        arguments["min_tokens"] = sampling.min_tokens
+    else:
+        stops = {*sampling.stop_token_ids}
+        if not sampling.ignore_eos:
+            stops.update(eos_token_ids[1:])
+        if stops:
+            arguments["stop_token_ids"] = sorted(stops)
+    return arguments
+
+
+def bias_vector(logit_bias: Mapping[int, float], padded_vocab_size: int) -> list[float]:
+    """One number a logit: [padded_vocab_size]."""
+    bias = [0.0] * padded_vocab_size
+    for token_id, value in logit_bias.items():
+        bias[token_id] = value
+    return bias
+
+
+def grammar_arguments(grammar: Grammar) -> dict[str, Any]:
+    """The keyword of the library's GuidedDecodingParams for a grammar."""
+    if grammar.kind == "json":
+        return {"json_object": True}
+    return {GUIDED_FIELDS[grammar.kind]: grammar.text}
+
+
+def _drawing_arguments(sampling: SamplingParams) -> dict[str, Any]:
+    if sampling.is_greedy:
+        return {"top_k": 1}
+    return {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k or 0,  # 0 considers every token; the library rejects -1
+        "min_p": sampling.min_p or None,
+        "seed": sampling.seed & SEED_MASK,
+    }
+
+
+def _penalty_arguments(sampling: SamplingParams) -> dict[str, Any]:
+    """Penalties that change nothing are left out: the executor has a slower path with any."""
+    return {
+        "repetition_penalty": _unless(sampling.repetition_penalty, 1.0),
+        "presence_penalty": _unless(sampling.presence_penalty, 0.0),
+        "frequency_penalty": _unless(sampling.frequency_penalty, 0.0),
+    }
+
+
+def _unless(value: float, neutral: float) -> float | None:
+    return None if value == neutral else value

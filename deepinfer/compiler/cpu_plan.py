@@ -1,0 +1,140 @@
+"""Everything about an engine for a CPU, put together from the rules and the footprint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deepinfer.checkpoint import Checkpoint
+from deepinfer.compiler import cpu, footprint
+from deepinfer.compiler.budget import MemoryModel
+from deepinfer.compiler.decisions import BuildNeed, Decisions
+from deepinfer.compiler.limits import LimitRules, choose_limits
+from deepinfer.compiler.target import TargetDevice
+from deepinfer.compiler.wishes import AS_ASKED, BuildWishes
+from deepinfer.errors import PlanError
+from deepinfer.manifest import Choice
+
+MEMORY_SHARE = 0.9  # of what is free; the rest is for the API process and everybody else
+RULES = LimitRules(
+    max_batch_size=64,
+    # A step with more prompt tokens in it makes every running answer wait longer: at 12 streams the
+    # 99th percentile between tokens was 0.5 s with 256 and 1.0 s with 1,024 (494M parameters, 2
+    # cores).
+    max_num_tokens=256,
+    num_tokens_reason="short steps: a long prompt is read in pieces between the tokens of others",
+    sharing=1,
+    memory_name="this machine's free memory",
+    last_resort="a lower `--precision`, or a machine with more free memory",
+)
+
+
+@dataclass(frozen=True)
+class _Formats:
+    """In what the numbers are stored and computed."""
+
+    precision: Choice
+    group_size: Choice | None
+    kv_cache_precision: Choice
+    inference_precision: Choice
+
+    @property
+    def int4_group_size(self) -> int | None:
+        return int(self.group_size.value) if self.group_size else None
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        group_size = (self.group_size,) if self.group_size else ()
+        return (self.precision, *group_size, self.kv_cache_precision, self.inference_precision)
+
+
+def decide(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildWishes) -> Decisions:
+    """Raises PlanError for wishes that OpenVINO on this CPU cannot meet together."""
+    backend = _choose_backend(device, wishes)
+    _check_wishes(wishes)
+    cpu.check_checkpoint(checkpoint)
+    formats = _choose_formats(device, checkpoint, wishes)
+    precision = formats.precision.value
+    weight_bytes = footprint.weight_bytes(
+        checkpoint, precision, formats.int4_group_size or footprint.INT4_GROUP_SIZE
+    )
+    kv_bytes_per_token = footprint.kv_bytes_per_token(
+        checkpoint.dims, formats.kv_cache_precision.value
+    )
+    memory = MemoryModel(
+        usable_bytes=int(device.memory_bytes * MEMORY_SHARE),
+        weight_bytes=weight_bytes,
+        kv_bytes_per_token=kv_bytes_per_token,
+        logits_bytes=footprint.logits_bytes(checkpoint.dims),
+        overhead_bytes=lambda num_tokens: footprint.overhead_bytes(
+            checkpoint.dims, weight_bytes, num_tokens
+        ),
+    )
+    return Decisions(
+        backend="openvino",
+        precision=precision,
+        export_precision=footprint.export_precision(checkpoint, precision),
+        group_size=formats.int4_group_size,
+        kv_cache_precision=formats.kv_cache_precision.value,
+        kv_bytes_per_token=kv_bytes_per_token,
+        limits=choose_limits(checkpoint, wishes, RULES, memory, {}),
+        settings=cpu.runtime_settings(
+            precision, formats.inference_precision.value, formats.kv_cache_precision.value
+        ),
+        build=_measure_build(device, checkpoint, precision, weight_bytes),
+        choices=(backend, *formats.choices),
+    )
+
+
+def _choose_backend(device: TargetDevice, wishes: BuildWishes) -> Choice:
+    if wishes.backend == "tensorrt-llm":
+        raise PlanError(
+            f"`--backend tensorrt-llm` compiles for GPUs; the target is a CPU, {device.name}",
+            hint="`--backend openvino`, or a GPU such as `--target rtx5090`",
+        )
+    reason = AS_ASKED if wishes.backend == "openvino" else "the backend for CPUs"
+    return Choice(name="backend", value="openvino", reason=reason)
+
+
+def _check_wishes(wishes: BuildWishes) -> None:
+    """Refuse what only builds for GPUs have."""
+    flags = {
+        f"--tensor-parallel-size {wishes.tensor_parallel_size}": wishes.tensor_parallel_size > 1,
+        f"--pipeline-parallel-size {wishes.pipeline_parallel_size}": (
+            wishes.pipeline_parallel_size > 1
+        ),
+        "--calib-data": wishes.calib_data is not None,
+        "--no-smoke-test": not wishes.smoke_test,
+    }
+    for flag, is_given in flags.items():
+        if is_given:
+            raise PlanError(
+                f"`{flag}` belongs to builds for GPUs; the target is a CPU",
+                hint="leave it away, or name a GPU such as `--target rtx5090`",
+            )
+
+
+def _choose_formats(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildWishes) -> _Formats:
+    precision = cpu.choose_precision(checkpoint, wishes)
+    if wishes.group_size is not None and precision.value != "int4":
+        raise PlanError(
+            f"`--group-size` belongs to int4; this build is {precision.value}",
+            hint="`--precision int4`, or leave `--group-size` away",
+        )
+    is_int4 = precision.value == "int4"
+    return _Formats(
+        precision=precision,
+        group_size=cpu.choose_group_size(checkpoint, wishes) if is_int4 else None,
+        kv_cache_precision=cpu.choose_kv_cache_precision(device, precision.value, wishes),
+        inference_precision=cpu.choose_inference_precision(device, precision.value),
+    )
+
+
+def _measure_build(
+    device: TargetDevice, checkpoint: Checkpoint, precision: str, weight_bytes: int
+) -> BuildNeed:
+    return BuildNeed(
+        memory_bytes=footprint.build_memory_bytes(checkpoint, precision, weight_bytes),
+        free_memory_bytes=device.host_memory_bytes,
+        disk_bytes=footprint.build_disk_bytes(checkpoint, precision, weight_bytes),
+        free_disk_bytes=device.disk_bytes,
+    )

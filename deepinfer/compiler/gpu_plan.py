@@ -1,0 +1,248 @@
+"""Everything about an engine for GPUs, put together from the rules and the footprint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from deepinfer.checkpoint import Checkpoint
+from deepinfer.compiler import gpu, gpu_footprint, parallel
+from deepinfer.compiler.budget import TOKENS_PER_BLOCK, MemoryModel
+from deepinfer.compiler.calibration_plan import Calibration, choose_calibration
+from deepinfer.compiler.capabilities import Capability
+from deepinfer.compiler.decisions import BuildNeed, Decisions
+from deepinfer.compiler.limits import LimitRules, Limits, choose_limits
+from deepinfer.compiler.roofline import Roofline, find_roofline
+from deepinfer.compiler.target import GpuTarget, TargetDevice
+from deepinfer.compiler.tensorrt_llm_plan import TensorRtLlmPlan, choose_plugins
+from deepinfer.compiler.wishes import AS_ASKED, BuildWishes
+from deepinfer.errors import PlanError
+from deepinfer.manifest import Choice, Parallelism
+from deepinfer.terminal import format_bytes
+
+# The library gives the KV cache 0.9 of what is free beside the weights; 0.9 of all is less.
+MEMORY_SHARE = 0.9
+MAX_BATCH_SIZE = 256
+MAX_NUM_TOKENS = 8192  # the library's own default
+SHARING = 4  # the cache is paged, and most requests are far shorter than the longest
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """An engine as far as memory and speed are concerned."""
+
+    checkpoint: Checkpoint
+    precision: str
+    kv_cache_precision: str
+    parallelism: Parallelism
+
+    @property
+    def is_paged(self) -> bool:
+        return gpu.can_page_attention(self.precision, self.kv_cache_precision)
+
+    @property
+    def num_gpus(self) -> int:
+        return self.parallelism.world_size
+
+    def memory_on(self, device: TargetDevice) -> MemoryModel:
+        """On each of the GPUs."""
+        dims = self.checkpoint.dims
+        free_bytes = min((_gpu(device).free_bytes or (device.memory_bytes,))[: self.num_gpus])
+        return MemoryModel(
+            usable_bytes=int(free_bytes * MEMORY_SHARE),
+            weight_bytes=gpu_footprint.weight_bytes(
+                self.checkpoint, self.precision, self.parallelism
+            ),
+            kv_bytes_per_token=gpu_footprint.kv_bytes_per_token(
+                dims, self.kv_cache_precision, self.parallelism
+            ),
+            logits_bytes=gpu_footprint.logits_bytes(dims),
+            overhead_bytes=lambda num_tokens: gpu_footprint.overhead_bytes(
+                dims, num_tokens, self.num_gpus
+            ),
+        )
+
+
+def decide(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildWishes) -> Decisions:
+    """Raises PlanError for wishes that TensorRT-LLM on this GPU cannot meet together."""
+    backend = _choose_backend(device, wishes)
+    capability = gpu.capability_of(device)
+    gpu.check_checkpoint(checkpoint)
+    precision = gpu.choose_precision(capability, checkpoint, wishes)
+    kv_cache = gpu.choose_kv_cache_precision(capability, checkpoint, precision.value, wishes)
+    parallelism, parallel_choices = parallel.choose_parallelism(device, checkpoint.dims, wishes)
+    engine = _Engine(checkpoint, precision.value, kv_cache.value, parallelism)
+    smaller = _find_smaller(device, capability, engine, wishes)
+    rules = _choose_rules(device, engine)
+    limits = choose_limits(checkpoint, wishes, rules, engine.memory_on(device), smaller)
+    calibration, calibration_choices = choose_calibration(
+        device, checkpoint, precision.value, kv_cache.value, wishes
+    )
+    return Decisions(
+        backend="tensorrt-llm",
+        precision=precision.value,
+        export_precision=gpu.base_precision(checkpoint, precision.value),
+        group_size=None,
+        kv_cache_precision=kv_cache.value,
+        kv_bytes_per_token=gpu_footprint.kv_bytes_per_token(checkpoint.dims, kv_cache.value),
+        limits=limits,
+        settings=_runtime_settings(device, engine),
+        build=_measure_build(device, checkpoint, precision.value),
+        choices=(backend, precision, kv_cache, *parallel_choices, *calibration_choices),
+        warnings=_find_warnings(device, engine),
+        parallelism=parallelism,
+        tensorrt_llm=_plan_library(device, engine, calibration, wishes),
+        roofline=_find_roofline(device, engine, limits),
+    )
+
+
+def _runtime_settings(device: TargetDevice, engine: _Engine) -> dict[str, str | int | bool]:
+    """What the payload must be loaded with; names of NCCL's are set in the environment."""
+    return {
+        "tokens_per_block": TOKENS_PER_BLOCK,
+        "chunked_prefill": engine.is_paged,
+        "block_reuse": engine.is_paged,
+        **parallel.nccl_env(device, engine.parallelism),
+    }
+
+
+def _plan_library(
+    device: TargetDevice, engine: _Engine, calibration: Calibration, wishes: BuildWishes
+) -> TensorRtLlmPlan:
+    dtype = gpu.DTYPES[gpu.base_precision(engine.checkpoint, engine.precision)]
+    return TensorRtLlmPlan(
+        dtype=dtype,
+        quant_algo=gpu.QUANT_ALGOS.get(engine.precision),
+        kv_cache_quant_algo="FP8" if engine.kv_cache_precision == "fp8" else None,
+        is_prequantized=engine.checkpoint.quantization is not None,
+        needs_calibration=calibration.is_needed,
+        calib_device=calibration.device,
+        calib_data=str(wishes.calib_data) if wishes.calib_data else None,
+        calib_batches=calibration.num_batches,
+        calib_max_seq_length=calibration.max_seq_length,
+        plugins=choose_plugins(
+            dtype,
+            engine.precision,
+            engine.kv_cache_precision,
+            is_paged=engine.is_paged,
+            num_gpus=engine.num_gpus,
+        ),
+        nccl_env=parallel.nccl_env(device, engine.parallelism),
+        has_smoke_test=wishes.smoke_test,
+    )
+
+
+def _gpu(device: TargetDevice) -> GpuTarget:
+    assert device.gpu is not None
+    return device.gpu
+
+
+def _choose_backend(device: TargetDevice, wishes: BuildWishes) -> Choice:
+    if wishes.backend == "openvino":
+        raise PlanError(
+            f"`--backend openvino` compiles for CPUs; the target is a GPU, {device.name}",
+            hint="`--backend tensorrt-llm`, or `--target cpu`",
+        )
+    if wishes.group_size is not None:
+        raise PlanError(
+            "`--group-size` belongs to int4 on CPUs: TensorRT-LLM's own int4 has a scale a column",
+            hint="leave it away, or `--target cpu`",
+        )
+    reason = AS_ASKED if wishes.backend == "tensorrt-llm" else "the backend for NVIDIA GPUs"
+    return Choice(name="backend", value="tensorrt-llm", reason=reason)
+
+
+def _choose_rules(device: TargetDevice, engine: _Engine) -> LimitRules:
+    each = "each of its GPUs" if engine.num_gpus > 1 else "the GPU"
+    reason = "the library's default: a longer prompt is read in chunks, between others' tokens"
+    if not engine.is_paged:
+        reason = "the whole of the longest prompt: without paged attention it is read at once"
+    return LimitRules(
+        max_batch_size=MAX_BATCH_SIZE,
+        max_num_tokens=MAX_NUM_TOKENS,
+        num_tokens_reason=reason,
+        sharing=SHARING,
+        memory_name=f"the free memory of {each} ({device.name})",
+        last_resort="a smaller model, or a GPU with more memory",
+        is_chunked=engine.is_paged,
+    )
+
+
+def _find_smaller(
+    device: TargetDevice, capability: Capability, engine: _Engine, wishes: BuildWishes
+) -> Mapping[str, MemoryModel]:
+    """What would need less memory of each GPU, by the flags that ask for it."""
+    found = {}
+    kv_cache = "fp8" if wishes.kv_cache_precision == "auto" else engine.kv_cache_precision
+    if engine.kv_cache_precision != "fp8" and gpu.can_page_attention(engine.precision, "fp8"):
+        fp8_cache = replace(engine, kv_cache_precision="fp8")
+        found["--kv-cache-precision fp8"] = fp8_cache.memory_on(device)
+    for precision in _list_lower_precisions(capability, engine):
+        lower = replace(engine, precision=precision, kv_cache_precision=kv_cache)
+        found[f"--precision {precision}"] = lower.memory_on(device)
+    split = _split_in_two(device, engine)
+    if split is not None:
+        flag = "tensor" if split.parallelism.tensor_parallel_size > 1 else "pipeline"
+        found[f"--{flag}-parallel-size 2"] = split.memory_on(device)
+    return found
+
+
+def _list_lower_precisions(capability: Capability, engine: _Engine) -> list[str]:
+    if engine.checkpoint.quantization is not None:
+        return []
+    size = gpu_footprint.WEIGHT_BYTES
+    return [
+        precision
+        for precision in gpu.PRECISIONS
+        if size[precision] < size[engine.precision]
+        and gpu.QUANT_ALGOS.get(precision) in capability.quant_algos
+    ]
+
+
+def _split_in_two(device: TargetDevice, engine: _Engine) -> _Engine | None:
+    if engine.num_gpus > 1 or (device.is_here and len(_gpu(device).free_bytes) < 2):
+        return None
+    halves = Parallelism(pipeline_parallel_size=2)
+    if _gpu(device).has_peer_access:
+        halves = Parallelism(tensor_parallel_size=2)
+    if parallel.find_obstacle(halves, engine.checkpoint.dims):
+        return None
+    return replace(engine, parallelism=halves)
+
+
+def _measure_build(device: TargetDevice, checkpoint: Checkpoint, precision: str) -> BuildNeed:
+    return BuildNeed(
+        memory_bytes=gpu_footprint.build_memory_bytes(checkpoint, precision),
+        free_memory_bytes=device.host_memory_bytes,
+        disk_bytes=gpu_footprint.build_disk_bytes(checkpoint, precision),
+        free_disk_bytes=device.disk_bytes,
+    )
+
+
+def _find_roofline(device: TargetDevice, engine: _Engine, limits: Limits) -> Roofline | None:
+    model = _gpu(device).model
+    if model is None:
+        return None
+    return find_roofline(
+        model,
+        engine.checkpoint,
+        engine.precision,
+        limits.engine.max_batch_size,
+        limits.memory.kv_cache_bytes * engine.num_gpus,
+        engine.parallelism,
+    )
+
+
+def _find_warnings(device: TargetDevice, engine: _Engine) -> tuple[str, ...]:
+    warnings = list(parallel.find_warnings(device, engine.parallelism))
+    if not device.is_here:
+        total = format_bytes(_gpu(device).total_bytes)
+        warnings.append(
+            f"this machine has no {device.name}: planned from a table, for one of {total}; build "
+            "on a machine that has the card"
+        )
+    if engine.precision == "fp16" and engine.checkpoint.precision == "bf16":
+        warnings.append("the weights are bf16: fp16 has less range, and large values overflow")
+    if engine.precision in ("int8", "int4") or not engine.is_paged:
+        warnings.append("experimental: the library does not list this combination as supported")
+    return tuple(warnings)

@@ -1,0 +1,72 @@
+"""Looking at this machine: the one place of the doctor that does, and that puts findings in order.
+
+Every check is a function of what was seen, so that it can be tried on made-up machines. The doctor
+changes nothing, and knows the backends' libraries only by name and version.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from deepinfer.device import GpuReading, query_gpus, read_cpu, read_memory
+from deepinfer.doctor.cpu import check_cpu, check_openvino, probe_openvino
+from deepinfer.doctor.engines import check_engines
+from deepinfer.doctor.finding import Device, Finding, Report, Status
+from deepinfer.doctor.gpu import check_gpus
+from deepinfer.doctor.libraries import check_libraries, own_requirements
+from deepinfer.doctor.nvidia import check_tensorrt_llm, check_torch, probe_torch
+from deepinfer.doctor.system import (
+    check_disk,
+    check_memory,
+    check_open_files,
+    check_port,
+    check_python,
+    find_port_obstacle,
+    hub_cache_dir,
+    measure_space,
+)
+from deepinfer.trtllm_release import installed_version
+
+NO_OPENVINO = Finding("OpenVINO", Status.OK, "not installed; engines run on the GPU")
+
+
+def examine(engine_dir: Path, port: int) -> Report:
+    """Look at this machine. Takes seconds, most of them to load libraries in other processes."""
+    cpu, gpus = read_cpu(), query_gpus()
+    device = choose_device(installed_version)
+    total_bytes, available_bytes = read_memory()
+    cache_dir = hub_cache_dir(os.environ)
+    findings = [
+        check_python(sys.version_info[:3], platform.system(), cpu.machine),
+        *check_libraries(own_requirements(), installed_version, device),
+        check_openvino(probe_openvino()) if device is Device.CPU else NO_OPENVINO,
+        check_cpu(cpu),
+        *check_gpus(gpus, device),
+        *check_gpu_libraries(gpus, device),
+        check_memory(total_bytes, available_bytes),
+        *check_engines(engine_dir, gpus.gpus),
+        check_disk("disk for engines", engine_dir, measure_space(engine_dir)),
+        check_disk("disk for checkpoints", cache_dir, measure_space(cache_dir)),
+        check_open_files(*resource.getrlimit(resource.RLIMIT_NOFILE)),
+        check_port(port, find_port_obstacle(port)),
+    ]
+    return Report(device, findings)
+
+
+def choose_device(version_of: Callable[[str], str | None]) -> Device:
+    """The GPU where TensorRT-LLM is the only backend, as in its container; else the CPU."""
+    has_tensorrt_llm = version_of("tensorrt-llm") is not None
+    has_openvino = version_of("openvino-genai") is not None
+    return Device.GPU if has_tensorrt_llm and not has_openvino else Device.CPU
+
+
+def check_gpu_libraries(gpus: GpuReading, device: Device) -> Iterator[Finding]:
+    if gpus.gpus or device is Device.GPU:
+        yield check_tensorrt_llm(installed_version, device)
+    if gpus.gpus and installed_version("torch"):
+        yield check_torch(probe_torch(), gpus.gpus, device)

@@ -1,0 +1,219 @@
+"""What the adapter must get out of the library: build, load and generate on the double, and look.
+
+`check_contract` runs the compiler and the backend that it is given and fails when anything that
+they should have said did not arrive. The mutation check runs it on damaged copies of both.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from deepinfer.checkpoint import Checkpoint
+from deepinfer.compiler.plan import BuildPlan
+from deepinfer.compiler.progress import Progress
+from deepinfer.engine import EngineOptions
+from deepinfer.generation import FinishReason, GenerationRequest, Grammar, SamplingParams
+from deepinfer.manifest import PAYLOAD_DIR, EngineFolder
+
+KV_CACHE_FRACTION = 0.5
+DEADLINE_S = 5.0  # for a request of some milliseconds
+NCCL = {"NCCL_P2P_DISABLE": "1"}
+SAMPLED = SamplingParams(
+    max_tokens=6,
+    temperature=0.5,
+    top_p=0.75,
+    top_k=None,
+    min_p=0.25,
+    frequency_penalty=0.5,
+    presence_penalty=0.25,
+    repetition_penalty=1.5,
+    seed=-3,
+    stop_token_ids=(9,),
+    logit_bias={11: 2.0},
+    with_log_probs=True,
+)
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a build starts from, and a finished engine of the same plan to load."""
+
+    plan: BuildPlan
+    checkpoint: Checkpoint
+    engine: EngineFolder
+
+
+def check_contract(compiler: ModuleType, backend: ModuleType, build: Build) -> None:
+    """Raise AssertionError, or whatever the double raises, for an adapter that says it wrong."""
+    check_build(compiler, build)
+    check_serving(backend, build)
+
+
+def check_build(compiler: ModuleType, build: Build) -> None:
+    with tempfile.TemporaryDirectory() as name, _seen_models() as seen:
+        folder = Path(name)
+        compiler.compile_checkpoint(build.plan, build.checkpoint, folder, Progress(_Null()))
+        payload = sorted(path.name for path in (folder / PAYLOAD_DIR).iterdir())
+        assert "rank0.engine" in payload and "config.json" in payload
+        assert not (folder / ".work").exists()
+    ((args, received),) = seen
+    _check_build_arguments(args, build.plan)
+    _check_smoke_request(received, build)
+
+
+def _check_build_arguments(args: Any, plan: BuildPlan) -> None:
+    settings = plan.tensorrt_llm
+    assert settings is not None
+    limits = plan.limits.model_dump()
+    assert {name: getattr(args, name) for name in limits} == limits
+    assert {name: getattr(args.build_config, name) for name in limits} == limits
+    assert args.build_config.output_timing_cache.endswith("tensorrt.timing.cache")
+    assert args.build_config.opt_batch_size == 8
+    plugins = args.build_config.plugin_config.model_dump()
+    assert {name: plugins[name] for name in settings.plugins} == settings.plugins
+    assert args.dtype == settings.dtype
+    assert args.tensor_parallel_size == plan.parallelism.tensor_parallel_size
+    assert args.pipeline_parallel_size == plan.parallelism.pipeline_parallel_size
+    assert args.enable_chunked_prefill is True
+    assert args.env_overrides == NCCL
+    assert args.trust_remote_code is False
+    assert (args.quant_config.quant_algo, args.quant_config.kv_cache_quant_algo) == ("FP8", "FP8")
+    calibration = args.calib_config
+    assert calibration.device == settings.calib_device
+    assert Path(calibration.calib_dataset).name == "calibration"
+    assert 1 <= calibration.calib_batches <= settings.calib_batches
+    assert calibration.calib_batches != 512, "the library's own default"
+    assert calibration.calib_max_seq_length == settings.calib_max_seq_length
+    assert calibration.tokenizer_max_seq_length == settings.calib_max_seq_length
+    cache = args.kv_cache_config
+    assert cache.max_tokens >= plan.limits.max_seq_len
+    assert cache.enable_block_reuse is False
+
+
+def _check_smoke_request(received: list[Any], build: Build) -> None:
+    (request,) = received
+    sampling = request.sampling
+    assert (sampling.max_tokens, sampling.ignore_eos, sampling.detokenize) == (8, True, False)
+    assert sampling.end_id == sampling.pad_id == build.checkpoint.eos_token_ids[0]
+    assert sampling._return_log_probs is True
+    assert sampling._greedy_decoding
+
+
+def check_serving(backend: ModuleType, build: Build) -> None:
+    options = EngineOptions(kv_cache_fraction=KV_CACHE_FRACTION)
+    loaded = backend.TensorRtLlmBackend.load(build.engine, options, lambda *_: None)
+    try:
+        _check_load_arguments(loaded._llm, loaded, build.engine)
+        _check_requests(loaded, build.engine)
+    finally:
+        loaded.close()
+
+
+def _check_load_arguments(llm: Any, loaded: Any, engine: EngineFolder) -> None:
+    args, limits = llm.args, engine.manifest.limits
+    assert {name: getattr(args, name) for name in limits.model_dump()} == limits.model_dump()
+    executor = llm._executor.config
+    for name in ("max_batch_size", "max_num_tokens", "max_seq_len", "max_beam_width"):
+        assert getattr(executor, name) == getattr(limits, name), name
+    assert args.tensor_parallel_size == args.pipeline_parallel_size == 1
+    assert args.trust_remote_code is False
+    assert str(args.tokenizer) == str(engine.tokenizer_dir)
+    cache = args.kv_cache_config
+    assert cache.free_gpu_memory_fraction == KV_CACHE_FRACTION
+    assert cache.max_tokens == limits.max_batch_size * limits.max_seq_len
+    assert cache.enable_block_reuse is False, "as the manifest of this engine says"
+    scheduler = args.scheduler_config
+    assert scheduler.capacity_scheduler_policy.name == "GUARANTEED_NO_EVICT"
+    assert scheduler.context_chunking_policy.name == "FIRST_COME_FIRST_SERVED"
+    tuning = scheduler.dynamic_batch_config
+    assert tuning.enable_batch_size_tuning is True
+    assert tuning.enable_max_num_tokens_tuning is False
+    assert tuning.dynamic_batch_moving_average_window == 128
+    assert args.enable_chunked_prefill is True
+    assert args.guided_decoding_backend == "xgrammar"
+    assert args.iter_stats_max_iterations == 100
+    assert args.env_overrides == NCCL
+
+
+def _check_requests(loaded: Any, engine: EngineFolder) -> None:
+    eos = engine.manifest.tokens.eos_token_ids
+    sampled = _run(loaded, SAMPLED)
+    assert sampled.temperature == 0.5 and sampled.top_p == 0.75 and sampled.min_p == 0.25
+    assert sampled.top_k == 0 and sampled.seed == 2**64 - 3
+    assert sampled.frequency_penalty == 0.5 and sampled.presence_penalty == 0.25
+    assert sampled.repetition_penalty == 1.5
+    assert sampled.end_id == eos[0] and sampled.pad_id == engine.manifest.tokens.pad_token_id
+    assert sampled.stop_token_ids == sorted({9, *eos[1:]})
+    assert sampled.include_stop_str_in_output is True
+    assert (sampled.max_tokens, sampled.n) == (6, 1)
+    assert (sampled.detokenize, sampled.add_special_tokens) == (False, False)
+    assert list(sampled.embedding_bias).index(2.0) == 11
+    assert sampled._return_log_probs is True
+    greedy = _run(loaded, SamplingParams(max_tokens=4, temperature=0, ignore_eos=True))
+    assert (greedy.top_k, greedy.temperature, greedy.ignore_eos) == (1, None, True)
+    assert greedy.end_id == -1 and greedy._greedy_decoding
+    held = _run(loaded, SamplingParams(max_tokens=4, temperature=0, min_tokens=2))
+    assert held.min_tokens == 2 and held.stop_token_ids is None
+    grammars = {
+        Grammar("json"): ("json_object", True),
+        Grammar("json_schema", '{"type": "integer"}'): ("json", '{"type": "integer"}'),
+        Grammar("regex", "[0-9]{2}"): ("regex", "[0-9]{2}"),
+        Grammar("ebnf", 'root ::= "a"'): ("grammar", 'root ::= "a"'),
+    }
+    for grammar, (field, value) in grammars.items():
+        guided = _run(loaded, SamplingParams(max_tokens=4, temperature=0, grammar=grammar))
+        assert getattr(guided.guided_decoding, field) == value
+
+
+def _run(loaded: Any, sampling: SamplingParams) -> Any:
+    """Run one request to its end; what the executor was asked for.
+
+    The double knows no regular expressions and refuses them, which is an answer here as well.
+    """
+    loaded.add(GenerationRequest(request_id="r", prompt_token_ids=(20, 21), sampling=sampling))
+    chunks = []
+    deadline = time.monotonic() + DEADLINE_S
+    while not chunks or chunks[-1].finish_reason is None:
+        assert time.monotonic() < deadline, "the request does not end"
+        chunks += loaded.step()
+    is_refused = chunks[-1].finish_reason is FinishReason.ERROR
+    assert not is_refused or sampling.grammar is not None, chunks[-1].message
+    request = loaded._llm._executor.received[-1]
+    assert request.is_streaming
+    return request.sampling
+
+
+@contextmanager
+def _seen_models() -> Iterator[list[tuple[Any, list[Any]]]]:
+    """The arguments of every LLM that a build makes, and the requests that its executor got."""
+    from tensorrt_llm._tensorrt_engine import LLM
+
+    seen: list[tuple[Any, list[Any]]] = []
+    build_model = LLM._build_model
+
+    def build(self: Any) -> None:
+        build_model(self)
+        seen.append((self.args, self._executor.received))
+
+    LLM._build_model = build
+    try:
+        yield seen
+    finally:
+        LLM._build_model = build_model
+
+
+class _Null:
+    """A stream that nobody reads."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is kept."""

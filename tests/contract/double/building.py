@@ -1,0 +1,79 @@
+"""The steps from a checkpoint's folder to an engine's, with the seconds that each took."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.contract.double.build import BuildInput, build
+from tests.contract.double.checkpoint import (
+    calibration_texts,
+    prequantized,
+    read_hf_config,
+    resolve_dtype,
+    weight_bytes,
+)
+from tests.contract.double.record import message, recorded
+from tests.contract.double.tokenizer import TransformersTokenizer
+
+logger = logging.getLogger("tensorrt_llm")
+
+
+def build_engine(
+    args: Any, source: Path, tokenizer: Any, folder: Path
+) -> Iterator[tuple[str, float]]:
+    """Write the engine into `folder`; gives the label and duration of each step as it ends."""
+    _, load_label, build_label = recorded("llm")["build_steps"]
+    started_at = time.perf_counter()
+    given = _load_checkpoint(args, source)
+    loaded_at = time.perf_counter()
+    yield load_label, loaded_at - started_at
+    build(given, folder, version_of("tensorrt_llm"), version_of("tensorrt"))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    yield build_label, time.perf_counter() - loaded_at
+
+
+def load_tokenizer(args: Any, folder: Path | None) -> Any:
+    """The tokenizer that was given, or the folder's; None where it cannot be loaded."""
+    if args.skip_tokenizer_init:
+        return None
+    if args.tokenizer is not None and not isinstance(args.tokenizer, str | Path):
+        return args.tokenizer
+    source = args.tokenizer or folder
+    try:
+        return TransformersTokenizer(Path(str(source)))
+    except Exception as error:  # whatever is wrong with it, the library only warns
+        logger.warning(message("tokenizer_not_loaded", folder=source, error=error))
+        return None
+
+
+def version_of(package: str) -> str:
+    """Of the package as it is installed, which is what a test chose."""
+    version: str = importlib.import_module(package).__version__
+    return version
+
+
+def _load_checkpoint(args: Any, source: Path) -> BuildInput:
+    hf_config = read_hf_config(source)
+    quant_config = prequantized(source, args.quant_config)
+    num_texts = 0
+    if quant_config is None:
+        quant_config = args.quant_config
+        if quant_config._requires_calibration:
+            tokenizer = TransformersTokenizer(source)
+            num_texts = len(calibration_texts(source, args.calib_config, tokenizer))
+    return BuildInput(
+        hf_config=hf_config,
+        dtype=resolve_dtype(args.dtype, hf_config),
+        quant_config=quant_config,
+        build_config=args.build_config,
+        parallel=args.parallel,
+        weight_bytes=weight_bytes(source),
+        calibration_texts=num_texts,
+        convert_options=args._convert_checkpoint_options,
+    )
