@@ -73,6 +73,7 @@ def test_every_key_can_be_given_in_the_environment() -> None:
         "engine.model": "m",
         "engine.max_waiting_requests": "6",
         "engine.kv_cache_gb": "0.5",
+        "engine.kv_cache_fraction": "0.75",
         "engine.num_threads": "7",
         "logging.level": "DEBUG",
     }

@@ -7,6 +7,7 @@ begins, and only safetensors are.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import re
@@ -146,7 +147,6 @@ def _import_hub() -> Any:
 
 @contextlib.contextmanager
 def _hub_errors_translated(repo_id: str, revision: str | None) -> Iterator[None]:
-    import httpx
     from huggingface_hub import errors
 
     try:
@@ -160,9 +160,16 @@ def _hub_errors_translated(repo_id: str, revision: str | None) -> Iterator[None]
         errors.NotASafetensorsRepoError,
         errors.SafetensorsParsingError,
         errors.HFValidationError,
-        httpx.TransportError,
+        *_transport_errors(),
     ) as error:
         raise _translate(error, repo_id, revision) from error
+
+
+def _transport_errors() -> Iterator[type[Exception]]:
+    """What a broken connection raises: httpx's since huggingface-hub 1.0, requests' before it."""
+    for library, name in (("httpx", "TransportError"), ("requests", "RequestException")):
+        with contextlib.suppress(ImportError):
+            yield getattr(importlib.import_module(library), name)
 
 
 def _translate(error: BaseException, repo_id: str, revision: str | None) -> CheckpointError:

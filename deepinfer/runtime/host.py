@@ -43,8 +43,9 @@ logger = logging.getLogger("deepinfer.runtime.host")  # not "__main__", as it is
 
 RECEIVE_BYTES = 1 << 20
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# Clients that start together arrive some 0.5 ms apart. A step takes tens of milliseconds on a CPU and
-# cannot be joined once it runs, so an idle engine waits for the next one this long, and in all that.
+# Clients that start together arrive some 0.5 ms apart. A step takes tens of milliseconds on a CPU
+# and cannot be joined once it runs, so an idle engine waits for the next one this long, in all as
+# long as the second figure.
 GATHER_GAP_S = 0.001
 MAX_GATHER_S = 0.01
 

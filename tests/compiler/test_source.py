@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
+import requests
 
 from deepinfer.compiler import source
 from deepinfer.compiler.progress import Progress
@@ -173,3 +175,11 @@ def test_no_network_is_said_in_one_line(tmp_path: Path, environment: dict[str, s
     error, hint = done.stderr.splitlines()
     assert error == f"error: `{MODEL}` is not on this machine, and the hub cannot be reached"
     assert "`--model <folder>` here" in hint
+
+
+@pytest.mark.parametrize("library", ["httpx", "requests"])
+def test_broken_connection_of_either_http_library_is_one_line(library: str) -> None:
+    error = {"httpx": httpx.ConnectError("refused"), "requests": requests.ConnectionError("no")}
+    with pytest.raises(CheckpointError, match="the hub cannot be reached"):
+        with source._hub_errors_translated(MODEL, None):
+            raise error[library]

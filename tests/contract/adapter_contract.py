@@ -57,14 +57,17 @@ def check_contract(compiler: ModuleType, backend: ModuleType, build: Build) -> N
 
 
 def check_build(compiler: ModuleType, build: Build) -> None:
+    versions = compiler.read_versions(build.plan)
+    assert {"tensorrt-llm", "tensorrt", "cuda", "driver"} <= versions.keys()
     with tempfile.TemporaryDirectory() as name, _seen_models() as seen:
         folder = Path(name)
         compiler.compile_checkpoint(build.plan, build.checkpoint, folder, Progress(_Null()))
         payload = sorted(path.name for path in (folder / PAYLOAD_DIR).iterdir())
         assert "rank0.engine" in payload and "config.json" in payload
         assert not (folder / ".work").exists()
-    ((args, received),) = seen
-    _check_build_arguments(args, build.plan)
+    ((llm, received),) = seen
+    assert build.plan.limits.model_dump().keys() <= llm.received_keywords.keys()
+    _check_build_arguments(llm.args, build.plan)
     _check_smoke_request(received, build)
 
 
@@ -74,6 +77,7 @@ def _check_build_arguments(args: Any, plan: BuildPlan) -> None:
     limits = plan.limits.model_dump()
     assert {name: getattr(args, name) for name in limits} == limits
     assert {name: getattr(args.build_config, name) for name in limits} == limits
+    assert limits.keys() <= args.build_config.model_fields_set
     assert args.build_config.output_timing_cache.endswith("tensorrt.timing.cache")
     assert args.build_config.opt_batch_size == 8
     plugins = args.build_config.plugin_config.model_dump()
@@ -118,6 +122,7 @@ def check_serving(backend: ModuleType, build: Build) -> None:
 
 def _check_load_arguments(llm: Any, loaded: Any, engine: EngineFolder) -> None:
     args, limits = llm.args, engine.manifest.limits
+    assert limits.model_dump().keys() <= llm.received_keywords.keys()
     assert {name: getattr(args, name) for name in limits.model_dump()} == limits.model_dump()
     executor = llm._executor.config
     for name in ("max_batch_size", "max_num_tokens", "max_seq_len", "max_beam_width"):
@@ -183,6 +188,7 @@ def _run(loaded: Any, sampling: SamplingParams) -> Any:
     while not chunks or chunks[-1].finish_reason is None:
         assert time.monotonic() < deadline, "the request does not end"
         chunks += loaded.step()
+        assert loaded.num_used_blocks in (0, 1)
     is_refused = chunks[-1].finish_reason is FinishReason.ERROR
     assert not is_refused or sampling.grammar is not None, chunks[-1].message
     request = loaded._llm._executor.received[-1]
@@ -192,7 +198,7 @@ def _run(loaded: Any, sampling: SamplingParams) -> Any:
 
 @contextmanager
 def _seen_models() -> Iterator[list[tuple[Any, list[Any]]]]:
-    """The arguments of every LLM that a build makes, and the requests that its executor got."""
+    """Every LLM that a build makes, and the requests that its executor got."""
     from tensorrt_llm._tensorrt_engine import LLM
 
     seen: list[tuple[Any, list[Any]]] = []
@@ -200,7 +206,7 @@ def _seen_models() -> Iterator[list[tuple[Any, list[Any]]]]:
 
     def build(self: Any) -> None:
         build_model(self)
-        seen.append((self.args, self._executor.received))
+        seen.append((self, self._executor.received))
 
     LLM._build_model = build
     try:

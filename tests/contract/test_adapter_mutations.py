@@ -8,6 +8,7 @@ it changed.
 from __future__ import annotations
 
 import ast
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,13 @@ from deepinfer.compiler.plan import BuildPlan, make_plan
 from deepinfer.compiler.target import resolve_target
 from deepinfer.compiler.wishes import BuildWishes
 from deepinfer.device import read_machine
-from deepinfer.manifest import EngineLimits, EngineManifest, write_manifest
+from deepinfer.manifest import (
+    EngineFolder,
+    EngineLimits,
+    EngineManifest,
+    record_files,
+    write_manifest,
+)
 from tests.building import BuildEngine
 from tests.contract.adapter_contract import NCCL, Build, check_build, check_contract, check_serving
 from tests.contract.installing import installed_double, make_double_root
@@ -49,11 +56,22 @@ def build(tmp_path_factory: pytest.TempPathFactory, build_engine: BuildEngine) -
         # Values that are not the library's defaults, so that leaving one out shows.
         settings = built.engine.manifest.backend.settings | NCCL | {"block_reuse": False}
         backend = built.engine.manifest.backend.model_copy(update={"settings": settings})
-        manifest = built.engine.manifest.model_copy(update={"backend": backend})
+        _clip_max_input_len(built.engine)
+        files = record_files(built.engine.path)
+        changes = {"backend": backend, "files": files}
+        manifest = built.engine.manifest.model_copy(update=changes)
         manifest = EngineManifest.model_validate(manifest.model_dump())
         write_manifest(built.engine.path, manifest)
         engine = built.engine.model_copy(update={"manifest": manifest})
         yield Build(_plan(built.checkpoint), read_checkpoint(built.checkpoint), engine)
+
+
+def _clip_max_input_len(engine: EngineFolder) -> None:
+    """The library may write another one than it was told, and has no use for it either way."""
+    path = engine.payload_dir / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["build_config"]["max_input_len"] = 128
+    path.write_text(json.dumps(config), encoding="utf-8")
 
 
 def _plan(checkpoint: Path) -> BuildPlan:
