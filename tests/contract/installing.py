@@ -23,6 +23,7 @@ from tests.contract.double.executor import (
 )
 from tests.contract.double.machine import MACHINE_VARIABLE, GpuMachine
 from tests.contract.double.record import ASSUMPTIONS_VARIABLE, entries, recorded
+from tests.contract.double.requests import ECHO_VARIABLE
 from tests.fake_nvml import GIB, Card
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -66,16 +67,19 @@ def double_environment(
     request_fault_token: int | None = None,
     executor_fault_token: int | None = None,
     iteration_ms: float | None = None,
+    is_echo: bool = False,
 ) -> dict[str, str]:
     """Variables for a child process, to be added to its own. Every one of the double is set.
 
-    A prompt that holds the fault token ends in RequestError, or takes the executor down.
+    A prompt that holds the fault token ends in RequestError, or takes the executor down; with
+    `is_echo` answers repeat their prompt.
     """
     machine = GpuMachine(tuple(cards), driver_version, cuda_version)
     chosen = {
         REQUEST_FAULT_VARIABLE: request_fault_token,
         EXECUTOR_FAULT_VARIABLE: executor_fault_token,
         ITERATION_VARIABLE: iteration_ms,
+        ECHO_VARIABLE: "1" if is_echo else None,
     }
     return {
         "PYTHONPATH": os.pathsep.join([str(root), str(REPOSITORY)]),

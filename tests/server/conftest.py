@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import openai
 import pytest
 
+from tests.contract.echo import make_echo_tensorrt_engine
+from tests.contract.installing import double_environment, make_double_root
 from tests.server.serving import (
     DEADLINE_S,
     MAX_WAITING,
@@ -18,11 +21,21 @@ from tests.server.serving import (
 )
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+@pytest.fixture(scope="session", params=["simulated", "tensorrt-llm"])
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    """An engine that repeats its prompt: simulated, or on the recorded double of TensorRT-LLM."""
     folder = tmp_path_factory.mktemp("engines")
-    make_echo_engine(folder / "echo")
-    with serving(folder, "--max-waiting-requests", str(MAX_WAITING)) as process:
+    environment = None
+    if request.param == "simulated":
+        make_echo_engine(folder / "echo")
+    else:
+        root = make_double_root(tmp_path_factory.mktemp("double"))
+        make_echo_tensorrt_engine(folder / "echo", tmp_path_factory.mktemp("work"), root)
+        environment = {**os.environ, **double_environment(root, is_echo=True)}
+    limit = ("--max-waiting-requests", str(MAX_WAITING))
+    with serving(folder, *limit, environment=environment) as process:
         yield process
 
 

@@ -164,8 +164,10 @@ def starting(
 
 
 @contextmanager
-def serving(engine_dir: Path, *options: str) -> Iterator[ServerProcess]:
-    with starting(engine_dir, *options) as server:
+def serving(
+    engine_dir: Path, *options: str, environment: Mapping[str, str] | None = None
+) -> Iterator[ServerProcess]:
+    with starting(engine_dir, *options, environment=environment) as server:
         server.wait_ready()
         yield server
 

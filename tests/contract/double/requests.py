@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from tests.contract.double.results import (
 )
 from tests.contract.double.toy_model import Bias
 
+ECHO_VARIABLE = "DOUBLE_ECHO"  # answers repeat their prompt
 IGNORED_END_ID = -1  # what the executor is sent with ignore_eos
 
 
@@ -91,6 +93,8 @@ class Request:
         )
 
     def _next_token(self, sequence: ToySequence) -> int:
+        if os.environ.get(ECHO_VARIABLE):
+            return self._echo(sequence)
         if self.script is not None:
             num = len(sequence.token_ids)
             return self.script[num] if num < len(self.script) else self.sampling.end_id
@@ -101,6 +105,14 @@ class Request:
             self.bias,
             self._held_back(sequence),
         )
+
+    def _echo(self, sequence: ToySequence) -> int:
+        """The prompt once and then the end, or the prompt for ever."""
+        num = len(sequence.token_ids)
+        may_end = self.end_id != IGNORED_END_ID and not self._is_short(sequence)
+        if num >= len(self.prompt) and may_end:
+            return int(self.end_id)
+        return self.prompt[num % len(self.prompt)]
 
     def _seed_of(self, sequence: ToySequence) -> int | None:
         if self.sampling._greedy_decoding:
