@@ -53,7 +53,9 @@ class StreamReader:
 
     def __post_init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="tensorrt-llm-reader")
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="tensorrt-llm-reader", daemon=True
+        )
         self._thread.start()
 
     @property

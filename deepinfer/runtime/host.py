@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import logging
+import os
 import selectors
 import signal
 import socket
@@ -326,7 +327,12 @@ def main() -> int:
     logs.configure(arguments.log_level)
     options = msgspec.json.decode(arguments.options, type=EngineOptions)
     listener = socket.socket(fileno=arguments.listen_fd)
-    return EngineHost(listener, read_engine(arguments.engine), options).run()
+    status = EngineHost(listener, read_engine(arguments.engine), options).run()
+    if status:
+        # A library that has failed may wait for ever in what it runs at exit.
+        logging.shutdown()
+        os._exit(status)
+    return status
 
 
 if __name__ == "__main__":

@@ -1,0 +1,218 @@
+"""The whole path on the double, as a user goes it: build, inspect, serve, ask, and be refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from deepinfer.manifest import EngineFolder, EngineManifest, read_engine, write_manifest
+from tests.contract.installing import RTX_5090, double_environment, make_double_root
+from tests.fake_nvml import GIB, Card
+from tests.server.serving import DEADLINE_S, client_of, read_events, serving, starting
+
+RTX_4090 = Card("NVIDIA GeForce RTX 4090", 24 * GIB, 23 * GIB, (8, 9))
+BANNER = "[TensorRT-LLM] TensorRT-LLM version"  # which the library prints when it is imported
+FAULT_TOKEN = 777
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine with recorded cards, on which commands run in processes of their own."""
+
+    root: Path
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, **double_environment(self.root, **self.options)}
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "deepinfer", *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_double_root(tmp_path_factory.mktemp("double"))
+
+
+@pytest.fixture(scope="module")
+def built(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of engines with the sample, compiled for an RTX 5090."""
+    folder = tmp_path_factory.mktemp("engines")
+    done = Machine(root).run("build", "--model", "sample", "--output", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert "sm_120" in done.stdout and "fp8" in done.stdout
+    return folder
+
+
+@pytest.fixture
+def engine(built: Path, tmp_path: Path) -> EngineFolder:
+    """A copy that a test may change."""
+    (folder,) = (path for path in built.iterdir() if not path.name.startswith("."))
+    return read_engine(Path(shutil.copytree(folder, tmp_path / folder.name)))
+
+
+def test_sample_is_built_for_the_gpu_that_is_here(built: Path, root: Path) -> None:
+    (folder,) = (path for path in built.iterdir() if not path.name.startswith("."))
+    manifest = read_engine(folder).manifest
+    assert folder.name == "sample.fp8.sm120"
+    assert (manifest.precision, manifest.kv_cache_precision) == ("fp8", "fp8")
+    assert manifest.target.name == "NVIDIA GeForce RTX 5090"
+    assert {"tensorrt", "cuda", "driver"} <= manifest.backend.libraries.keys()
+    assert len(manifest.tokens.eos_token_ids) == 2
+    names = set(manifest.files)
+    assert {"payload/rank0.engine", "tokenizer/generation_config.json"} <= names
+    assert not [name for name in names if "timing" in name or "model.cache" in name]
+    again = Machine(root).run("build", "--model", "sample", "--output", str(built))
+    assert "is up to date" in again.stdout, again.stderr
+
+
+def test_sdk_is_answered_and_the_gpu_is_named(built: Path, root: Path) -> None:
+    machine = Machine(root)
+    with (
+        serving(built, environment=machine.environment) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", timeout=DEADLINE_S) as sdk,
+        client_of(server) as http,
+    ):
+        health = http.get("/health").json()
+        assert (health["status"], health["gpus"], health["nvidia_5090"]) == ("healthy", 1, True)
+        (gpu,) = http.get("/v1/gpu/info").json()["gpus"]
+        assert (gpu["name"], gpu["compute_capability"]) == ("NVIDIA GeForce RTX 5090", "12.0")
+        assert gpu["is_nvidia_5090"] is True and gpu["driver_version"] == "580.126.20"
+        answer = sdk.chat.completions.create(
+            model="sample", messages=[{"role": "user", "content": "Tell me a story"}], max_tokens=9
+        )
+        assert answer.usage is not None and answer.usage.completion_tokens <= 9
+        forced = sdk.completions.create(
+            model="sample",
+            prompt="a",
+            max_tokens=3,
+            temperature=0,
+            logit_bias={"300": 100},
+            extra_body={"ignore_eos": True},
+        )
+        text = forced.choices[0].text
+        assert text and text == text[: len(text) // 3] * 3, "the forced token, three times"
+
+
+def test_executor_that_dies_is_started_again(built: Path, root: Path) -> None:
+    machine = Machine(root, {"executor_fault_token": FAULT_TOKEN})
+    fatal = {"prompt": [FAULT_TOKEN], "max_tokens": 3}
+    with serving(built, environment=machine.environment) as server, client_of(server) as http:
+        assert http.post("/v1/completions", json=fatal).status_code == 503
+        server.wait_for_log(r"engine `sample.fp8.sm120` loaded in", count=2)
+        assert http.post("/v1/completions", json={"prompt": [5], "max_tokens": 3}).is_success
+
+
+def test_request_that_fails_ends_alone(built: Path, root: Path) -> None:
+    machine = Machine(root, {"request_fault_token": FAULT_TOKEN})
+    body = {"prompt": [5], "max_tokens": 200, "ignore_eos": True, "stream": True}
+    with serving(built, environment=machine.environment) as server, client_of(server) as http:
+        with http.stream("POST", "/v1/completions", json=body) as response:
+            events = read_events(response)
+            next(events)
+            failed = http.post("/v1/completions", json={"prompt": [FAULT_TOKEN], "max_tokens": 3})
+            assert failed.status_code == 500
+            assert failed.json()["error"]["code"] == "internal_error"
+            assert list(events)[-1] == "[DONE]"
+
+
+def change(engine: EngineFolder, **changes: Any) -> None:
+    manifest = EngineManifest.model_validate(engine.manifest.model_dump() | changes)
+    write_manifest(engine.path, manifest)
+
+
+REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "an engine for sm_89 on sm_120": (
+        {"target": {"kind": "gpu", "name": "NVIDIA GeForce RTX 4090", "capability": "sm_89"}},
+        {},
+        "was built for sm_89; this GPU is sm_120",
+    ),
+    "an engine for sm_120 on sm_89": (
+        {},
+        {"cards": [RTX_4090]},
+        "was built for sm_120; this GPU is sm_89",
+    ),
+    "a machine without a GPU": ({}, {"cards": []}, "this machine has no NVIDIA GPU"),
+    "an engine for two GPUs on one": (
+        {"parallelism": {"tensor_parallel_size": 1, "pipeline_parallel_size": 2}},
+        {},
+        "was built for 2 GPUs of sm_120; this machine has 1",
+    ),
+    "an old driver": ({}, {"driver_version": "550.54.14"}, "needs NVIDIA driver 580 or later"),
+}
+
+
+@pytest.mark.parametrize("manifest, machine, message", REFUSALS.values(), ids=REFUSALS)
+def test_engine_that_cannot_run_here_is_refused_before_anything_heavy_loads(
+    engine: EngineFolder,
+    root: Path,
+    manifest: dict[str, Any],
+    machine: dict[str, Any],
+    message: str,
+) -> None:
+    change(engine, **manifest)
+    options = {"cards": [RTX_5090], **machine}
+    refuse(engine, Machine(root, options), message)
+
+
+def test_another_tensorrt_is_refused(engine: EngineFolder, tmp_path: Path) -> None:
+    other = make_double_root(tmp_path / "double", tensorrt_version="10.13.3.9")
+    refuse(engine, Machine(other), "was built with TensorRT 10.14.1; 10.13.3.9 is installed")
+
+
+def test_truncated_rank_is_refused(engine: EngineFolder, root: Path) -> None:
+    rank = engine.payload_dir / "rank0.engine"
+    rank.write_bytes(rank.read_bytes()[:100])
+    refuse(engine, Machine(root), "rank0.engine has 100 bytes")
+
+
+def refuse(engine: EngineFolder, machine: Machine, message: str) -> None:
+    """The server ends with one line and a hint, and never imported the library."""
+    with starting(engine.path, environment=machine.environment) as server:
+        assert server.wait() == 1
+    (error,) = (line for line in server.log.splitlines() if line.startswith("error: "))
+    assert message in error
+    assert "\nhint: " in server.log and "Traceback" not in server.log
+    assert BANNER not in server.log
+
+
+@pytest.fixture
+def no_gpu(root: Path) -> Iterator[Machine]:
+    yield Machine(root, {"cards": []})
+
+
+def test_build_for_a_card_that_is_not_here_is_refused_before_the_download(
+    no_gpu: Machine, tmp_path: Path
+) -> None:
+    flags = ("--model", "sample", "--target", "rtx5090", "--output", str(tmp_path / "engines"))
+    done = no_gpu.run("build", *flags)
+    assert done.returncode == 1
+    (error,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert "RTX 5090" in error or "sm_120" in error
+    assert BANNER not in done.stdout + done.stderr
+    assert not (tmp_path / "engines").exists() or not list((tmp_path / "engines").iterdir())
+
+
+def test_plan_for_a_card_that_is_not_here_needs_nothing(no_gpu: Machine, tmp_path: Path) -> None:
+    flags = ("--model", "sample", "--target", "rtx5090", "--output", str(tmp_path / "engines"))
+    done = no_gpu.run("build", *flags, "--dry-run", "--json")
+    plan = json.loads(done.stdout)
+    assert (plan["precision"], plan["target"]["capability"]) == ("fp8", "sm_120")
+    assert plan["roofline"] is not None
