@@ -85,6 +85,7 @@ class Machine:
     gpus: tuple[Gpu, ...]
     total_memory_bytes: int
     available_memory_bytes: int
+    blocked_peers: tuple[tuple[int, int], ...] = ()  # GPUs that cannot reach each other's memory
 
 
 @dataclass(frozen=True)
@@ -95,23 +96,29 @@ class GpuReading:
     faults: tuple[str, ...] = ()
     blocked_peers: tuple[tuple[int, int], ...] = ()  # pairs that cannot reach each other's memory
 
+    def log_faults(self) -> None:
+        for fault in self.faults:
+            logger.warning("%s", fault)
+
 
 def read_machine(root: Path = Path("/")) -> Machine:
     """This machine now. Takes milliseconds; memory is as free as it was at the call."""
     total_bytes, available_bytes = read_memory(root)
+    reading = query_gpus()
+    reading.log_faults()
     return Machine(
         cpu=read_cpu(root),
-        gpus=read_gpus(),
+        gpus=reading.gpus,
         total_memory_bytes=total_bytes,
         available_memory_bytes=available_bytes,
+        blocked_peers=reading.blocked_peers,
     )
 
 
 def read_gpus() -> tuple[Gpu, ...]:
     """The NVIDIA GPUs that answer; none when there is no driver or no card. Logs what failed."""
     reading = query_gpus()
-    for fault in reading.faults:
-        logger.warning("%s", fault)
+    reading.log_faults()
     return reading.gpus
 
 

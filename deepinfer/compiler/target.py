@@ -162,9 +162,14 @@ def _make_gpu(gpu: Gpu, machine: Machine, disk_bytes: int, reason: str) -> Targe
             model=find_gpu_model_by_name(gpu.name, gpu.capability),
             total_bytes=gpu.total_memory_bytes,
             free_bytes=tuple(one.free_memory_bytes for one in alike),
-            has_peer_access=has_peer_access(gpu.name),
+            has_peer_access=has_peer_access(gpu.name) and not _are_peers_blocked(machine, alike),
         ),
     )
+
+
+def _are_peers_blocked(machine: Machine, gpus: list[Gpu]) -> bool:
+    indices = {gpu.index for gpu in gpus}
+    return any(indices.issuperset(pair) for pair in machine.blocked_peers)
 
 
 def _make_absent_gpu(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from deepinfer.compiler.capabilities import CAPABILITIES
 from deepinfer.compiler.devices import DRIVER_BYTES, GPU_MODELS, find_gpu_model
-from deepinfer.compiler.target import require_here
+from deepinfer.compiler.target import require_here, resolve_target
 from deepinfer.compiler.wishes import AS_ASKED
 from deepinfer.device import Gpu
 from deepinfer.errors import PlanError
 from deepinfer.trtllm_release import CONTAINER
-from tests.compiler.planning import GIB, make_gpu, resolve
+from tests.compiler.planning import GIB, make_gpu, make_machine, resolve
 
 RTX5090 = make_gpu()
 SECOND = make_gpu(index=1, free_gib=20)
@@ -138,3 +139,14 @@ def test_unknown_target_is_refused(target: str, message: str, hint: str) -> None
         resolve(target)
     assert message in caught.value.message
     assert hint in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(("blocked", "has_access"), [((), True), (((0, 1),), False)])
+def test_cards_that_nvml_keeps_apart_have_no_peer_access(
+    blocked: tuple[tuple[int, int], ...], has_access: bool
+) -> None:
+    cards = [make_gpu("NVIDIA H100 80GB HBM3", (9, 0), index=i, total_gib=80) for i in (0, 1)]
+    machine = replace(make_machine(*cards), blocked_peers=blocked)
+    device = resolve_target("auto", machine, 500 * GIB, has_tensorrt_llm=True)
+    assert device.gpu is not None
+    assert device.gpu.has_peer_access is has_access
