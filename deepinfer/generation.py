@@ -53,8 +53,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     stop_token_ids: tuple[TokenId, ...] = ()
     logit_bias: dict[TokenId, float] = {}  # added to the logits before anything else
-    with_log_probs: bool = False  # of each token that is generated
-    num_top_log_probs: int = 0  # of the likeliest tokens at each place
+    # Log probabilities of each token that is generated, and of so many of the likeliest ones at its
+    # place; None for none at all.
+    num_log_probs: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    with_prompt_log_probs: bool = False  # of the prompt's tokens too, and as many at each place
     grammar: Grammar | None = None
 
     @property
@@ -76,21 +78,30 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
         return len(self.prompt_token_ids) + self.sampling.max_tokens
 
 
+class TokenLogProbs(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Natural logarithms of probabilities at one place of a sequence, before temperature."""
+
+    log_prob: float  # of the token that stands there
+    top: tuple[tuple[TokenId, float], ...] = ()  # of the likeliest tokens, the likeliest first
+
+
 class TokenChunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The new tokens of one request after one engine step.
 
     Chunks of a request come in order; exactly the last has a finish reason. When that is STOP, the
     last token id is the EOS or stop token that ended it. `message` explains ERROR.
 
-    `log_probs` are natural logarithms, one a token where they were asked for; a library may give
-    none for the token that ended the sequence.
+    `log_probs` has one entry a token where they were asked for; a library may give none for the
+    token that ended the sequence. `prompt_log_probs` comes once, with the first tokens: one entry a
+    token of the prompt, of which the first has none.
     """
 
     request_id: str
     token_ids: tuple[TokenId, ...] = ()  # [num_new_tokens]
     finish_reason: FinishReason | None = None
     message: str | None = None
-    log_probs: tuple[float, ...] = ()
+    log_probs: tuple[TokenLogProbs, ...] = ()
+    prompt_log_probs: tuple[TokenLogProbs | None, ...] = ()
 
 
 class Usage(msgspec.Struct, frozen=True):

@@ -13,10 +13,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deepinfer.backends.base import BackendFault, ReportPhase
+from deepinfer.backends.openvino_scoring import Scorer
 from deepinfer.device import read_machine
 from deepinfer.engine import Capacity, EngineOptions
 from deepinfer.errors import BackendError, EngineError, InternalError, UnsupportedParameter
-from deepinfer.generation import FinishReason, GenerationRequest, SamplingParams, TokenChunk
+from deepinfer.generation import (
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    TokenChunk,
+    TokenLogProbs,
+)
 from deepinfer.manifest import EngineFolder, EngineManifest
 
 TOKENS_PER_BLOCK = 32  # the CPU plugin's paged attention has no other block size
@@ -33,6 +40,7 @@ class OpenVinoBackend:
     eos_token_ids: tuple[int, ...]
     _pipeline: Any
     _library: _Library
+    _scorer: Scorer
     _handles: dict[str, Any] = field(default_factory=dict)
     _with_log_probs: set[str] = field(default_factory=set)  # the library gives zeros to the others
     _sequence_ids: itertools.count[int] = field(default_factory=itertools.count)
@@ -58,7 +66,10 @@ class OpenVinoBackend:
                 f"OpenVINO cannot load engine `{manifest.name}`: {_first_line(error)}",
                 hint=f"check it with `deepinfer engines verify {manifest.name}`",
             ) from error
-        backend = cls(capacity, manifest.tokens.eos_token_ids, pipeline, library)
+        scorer = Scorer(
+            engine.payload_dir, _device_properties(manifest, options), library.core, library.numpy
+        )
+        backend = cls(capacity, manifest.tokens.eos_token_ids, pipeline, library, scorer)
         report("warming up", 80)
         backend._warm_up(manifest)
         return backend
@@ -78,11 +89,6 @@ class OpenVinoBackend:
                 "OpenVINO's executor takes no logit bias; engines of TensorRT-LLM do",
                 param="logit_bias",
             )
-        if sampling.num_top_log_probs:
-            raise UnsupportedParameter(
-                "OpenVINO's executor gives the log probabilities of the chosen tokens only",
-                param="top_logprobs",
-            )
         if sampling.grammar is not None:
             raise UnsupportedParameter(
                 "Structured output is not supported on the CPU in this version",
@@ -99,12 +105,15 @@ class OpenVinoBackend:
                 f"the engine could not take the request: {_first_line(error)}"
             ) from error
         self._handles[request.request_id] = handle
-        if request.sampling.with_log_probs:
+        if self._scorer.is_needed(request):
+            self._scorer.open(request)
+        elif request.sampling.num_log_probs is not None:
             self._with_log_probs.add(request.request_id)
 
     def cancel(self, request_id: str) -> None:
         handle = self._handles.pop(request_id, None)
         self._with_log_probs.discard(request_id)
+        self._scorer.close(request_id)
         if handle is not None:
             handle.cancel()
 
@@ -120,7 +129,7 @@ class OpenVinoBackend:
             if chunk is not None and chunk.finish_reason is not None:
                 del self._handles[chunk.request_id]
                 self._with_log_probs.discard(chunk.request_id)
-        return [chunk for chunk in chunks if chunk is not None]
+        return self._scorer.pass_on(chunk for chunk in chunks if chunk is not None)
 
     def close(self) -> None:
         self._handles.clear()
@@ -148,7 +157,9 @@ class OpenVinoBackend:
             request_id=request_id,
             token_ids=tuple(token_ids),
             finish_reason=finish,
-            log_probs=tuple(log_probs) if request_id in self._with_log_probs else (),
+            log_probs=tuple(TokenLogProbs(value) for value in log_probs)
+            if request_id in self._with_log_probs
+            else (),
         )
 
     def _warm_up(self, manifest: EngineManifest) -> None:
@@ -256,7 +267,7 @@ def _generation_config(
 ) -> Any:
     config = library.genai.GenerationConfig()
     config.max_new_tokens = sampling.max_tokens
-    config.logprobs = int(sampling.with_log_probs)
+    config.logprobs = int(sampling.num_log_probs is not None)
     config.min_new_tokens = sampling.min_tokens
     config.repetition_penalty = sampling.repetition_penalty
     config.presence_penalty = sampling.presence_penalty

@@ -13,11 +13,12 @@ It serves the tests and the benchmarks of everything around a model. It keeps ev
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from deepinfer.backends.base import BackendFault
 from deepinfer.engine import Capacity
-from deepinfer.generation import FinishReason, GenerationRequest, TokenChunk
+from deepinfer.generation import FinishReason, GenerationRequest, TokenChunk, TokenLogProbs
 from deepinfer.manifest import EngineFolder, EngineManifest
 
 
@@ -91,7 +92,21 @@ class SimulatedBackend:
             request_id=request.request_id,
             token_ids=(token_id,),
             finish_reason=self._finish_reason(sequence, token_id),
+            log_probs=self._certain(request, [token_id]),
+            prompt_log_probs=self._certain_prompt(request) if sequence.num_emitted == 1 else (),
         )
+
+    def _certain(self, request: GenerationRequest, ids: Iterable[int]) -> tuple[TokenLogProbs, ...]:
+        """A script knows what comes next: its tokens have probability 1."""
+        count = request.sampling.num_log_probs
+        if count is None:
+            return ()
+        return tuple(TokenLogProbs(0.0, ((i, 0.0),) if count else ()) for i in ids)
+
+    def _certain_prompt(self, request: GenerationRequest) -> tuple[TokenLogProbs | None, ...]:
+        if not request.sampling.with_prompt_log_probs:
+            return ()
+        return (None, *self._certain(request, request.prompt_token_ids[1:]))
 
     def _next_token(self, sequence: _Sequence) -> int:
         sampling = sequence.request.sampling

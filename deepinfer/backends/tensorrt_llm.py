@@ -78,11 +78,15 @@ class TensorRtLlmBackend:
         return self._num_used_blocks
 
     def check(self, request: GenerationRequest) -> None:
-        if request.sampling.num_top_log_probs:
+        if request.sampling.num_log_probs:
             raise UnsupportedParameter(
                 "This engine was not built to give the log probabilities of other tokens than the "
                 "chosen ones",
-                param="top_logprobs",
+                param="logprobs",
+            )
+        if request.sampling.with_prompt_log_probs:
+            raise UnsupportedParameter(
+                "This engine was not built to give the log probabilities of a prompt", param="echo"
             )
 
     def add(self, request: GenerationRequest) -> None:

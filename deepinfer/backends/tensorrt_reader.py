@@ -143,7 +143,7 @@ class StreamReader:
                     sequence.token_ids,
                     sequence.finish_reason,
                     sequence.stop_reason,
-                    sequence.logprobs if tokens.request.sampling.with_log_probs else (),
+                    sequence.logprobs if tokens.has_log_probs else (),
                 )
                 if chunk is not None:
                     self._deliver(chunk)

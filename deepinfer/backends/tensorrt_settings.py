@@ -177,7 +177,7 @@ def sampling_arguments(
         **_drawing_arguments(sampling),
         **_penalty_arguments(sampling),
     }
-    if sampling.with_log_probs:
+    if sampling.num_log_probs is not None:
         # The executor's own, of the chosen tokens; `logprobs` would bring all logits to Python.
         arguments["_return_log_probs"] = True
     if sampling.logit_bias:

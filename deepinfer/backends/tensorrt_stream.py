@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from deepinfer.generation import FinishReason, GenerationRequest, TokenChunk
+from deepinfer.generation import FinishReason, GenerationRequest, TokenChunk, TokenLogProbs
 
 
 @dataclass
@@ -28,6 +28,10 @@ class TokenStream:
     num_emitted: int = 0
     is_ended: bool = False
     _last_id: int | None = field(default=None)
+
+    @property
+    def has_log_probs(self) -> bool:
+        return self.request.sampling.num_log_probs is not None
 
     def advance(
         self,
@@ -59,7 +63,7 @@ class TokenStream:
             tuple(new_ids),
             reason,
             message,
-            tuple(new_log_probs[: len(new_ids)]),
+            tuple(TokenLogProbs(log_prob) for log_prob in new_log_probs[: len(new_ids)]),
         )
 
     def _find_watched(self, new_ids: Sequence[int]) -> int | None:

@@ -17,6 +17,7 @@ from deepinfer.generation import FinishReason, TokenChunk, Usage
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.prepare import Choice, Plan
 from deepinfer.server.record import RequestRecord
+from deepinfer.text.scores import PlacedToken, place_prompt
 
 
 class Delta(msgspec.Struct, frozen=True, gc=False):
@@ -25,6 +26,7 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
     index: int
     text: str
     finish_reason: FinishReason | None
+    tokens: tuple[PlacedToken, ...] = ()  # of the text, where log probabilities were asked for
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -32,6 +34,7 @@ class Answer(msgspec.Struct, frozen=True):
 
     text: str
     finish_reason: Literal["stop", "length"]
+    tokens: tuple[PlacedToken, ...] = ()
 
 
 class Generation:
@@ -43,6 +46,7 @@ class Generation:
         self._record = record
         self._by_request_id = {choice.request.request_id: choice for choice in plan.choices}
         self._num_unfinished = len(plan.choices)
+        self._unechoed = {choice.index for choice in plan.choices if choice.echo is not None}
 
     @property
     def num_choices(self) -> int:
@@ -75,18 +79,21 @@ class Generation:
     async def collect(self) -> list[Answer]:
         """Every choice whole, in order."""
         texts: list[list[str]] = [[] for _ in self._plan.choices]
+        tokens: list[list[PlacedToken]] = [[] for _ in self._plan.choices]
         async with aclosing(self.deltas()) as stream:
             async for deltas in stream:
                 for delta in deltas:
                     texts[delta.index].append(delta.text)
+                    tokens[delta.index].extend(delta.tokens)
         return [
-            Answer("".join(pieces), _finish_reason(choice))
-            for pieces, choice in zip(texts, self._plan.choices, strict=True)
+            Answer("".join(texts[i]), _finish_reason(choice), tuple(tokens[i]))
+            for i, choice in enumerate(self._plan.choices)
         ]
 
     def _advance(self, chunks: Iterable[TokenChunk]) -> list[Delta]:
         """What the chunks add to each choice, whatever number of them a slow reader let pile up."""
         texts: dict[int, str] = {}
+        tokens: dict[int, list[PlacedToken]] = {}
         for chunk in chunks:
             choice = self._by_request_id[chunk.request_id]
             output = choice.output
@@ -95,17 +102,32 @@ class Generation:
                 continue  # tokens that were under way when a stop string ended it
             if chunk.finish_reason is FinishReason.ERROR:
                 raise InternalError(chunk.message or "The engine could not finish this request")
-            texts[choice.index] = texts.get(choice.index, "") + output.push(chunk)
+            text = output.push(chunk)
+            if choice.request.sampling.num_log_probs is not None:
+                placed = tokens.setdefault(choice.index, [])
+                placed += self._place_prompt(choice, chunk)
+                placed += output.take_scores(text)
+            if choice.index in self._unechoed:
+                self._unechoed.remove(choice.index)
+                text = (choice.echo or "") + text
+            texts[choice.index] = texts.get(choice.index, "") + text
             if output.finish_reason is not None:
                 self._num_unfinished -= 1
                 if chunk.finish_reason is None:  # a stop string, which the engine knows nothing of
                     self._engine.client.cancel([chunk.request_id])
         reasons = [self._plan.choices[index].output.finish_reason for index in texts]
         return [
-            Delta(index, text, reason)
+            Delta(index, text, reason, tuple(tokens.get(index, ())))
             for (index, text), reason in zip(texts.items(), reasons, strict=True)
-            if text or reason is not None
+            if text or reason is not None or tokens.get(index)
         ]
+
+    def _place_prompt(self, choice: Choice, chunk: TokenChunk) -> list[PlacedToken]:
+        """The scored tokens of an echoed prompt, which come with the first chunk."""
+        if not chunk.prompt_log_probs:
+            return []
+        prompt = choice.request.prompt_token_ids
+        return place_prompt(self._engine.tokenizer, prompt, chunk.prompt_log_probs)
 
     def _note_outcome(self) -> None:
         reasons = (choice.output.finish_reason for choice in self._plan.choices)

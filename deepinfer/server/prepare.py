@@ -25,6 +25,7 @@ from deepinfer.server.schemas import (
     TokenIds,
 )
 from deepinfer.text.output import OutputText
+from deepinfer.text.scores import ScoreKeeper
 from deepinfer.text.stop import StopMatcher
 
 # Above this many characters a text is tokenised in a thread, so that the event loop goes on.
@@ -35,12 +36,25 @@ MIN_TEMPERATURE = 1e-5  # below it logits would overflow; the likeliest token is
 
 
 @dataclass(frozen=True)
+class Scoring:
+    """Which log probabilities an answer comes with."""
+
+    num_log_probs: int | None = None  # at each place beside the token's own; None for none at all
+    is_echo: bool = False  # the answer begins with its prompt
+
+    @property
+    def with_prompt(self) -> bool:
+        return self.is_echo and self.num_log_probs is not None
+
+
+@dataclass(frozen=True)
 class Choice:
     """One sequence to generate and the text that becomes of it."""
 
     index: int
     request: GenerationRequest
     output: OutputText
+    echo: str | None = None  # the prompt's text, where the answer begins with it
 
 
 @dataclass(frozen=True)
@@ -54,13 +68,15 @@ class Plan:
 async def prepare_completion(engine: ServedEngine, body: CompletionBody, id_: str) -> Plan:
     """Raises InvalidValue or ContextLengthExceeded."""
     prompts = await _tokenize_prompts(engine, body.prompt)
-    return _plan(engine, body, prompts, body.max_tokens, id_, param="prompt")
+    scoring = Scoring(body.logprobs, body.echo)
+    return _plan(engine, body, prompts, body.max_tokens, id_, scoring, param="prompt")
 
 
 async def prepare_chat(engine: ServedEngine, body: ChatBody, id_: str) -> Plan:
     """Raises InvalidValue, also when the model has no chat template, or ContextLengthExceeded."""
     prompt = await _tokenize_chat(engine, body)
-    return _plan(engine, body, [prompt], body.asked_max_tokens, id_, param="messages")
+    scoring = Scoring((body.top_logprobs or 0) if body.logprobs else None)
+    return _plan(engine, body, [prompt], body.asked_max_tokens, id_, scoring, param="messages")
 
 
 async def _tokenize_prompts(engine: ServedEngine, prompts: Sequence[Prompt]) -> list[TokenIds]:
@@ -93,6 +109,7 @@ def _plan(
     prompts: Sequence[TokenIds],
     asked_max_tokens: int | None,
     id_: str,
+    scoring: Scoring,
     *,
     param: str,
 ) -> Plan:
@@ -111,19 +128,27 @@ def _plan(
     choices: list[Choice] = []
     for prompt, limit in zip(prompts, max_tokens, strict=True):
         _check_token_ids(engine, prompt, param)
+        echo = engine.tokenizer.decode(prompt) if scoring.is_echo else None
         for i in range(body.n):
             index = len(choices)
             request = GenerationRequest(
                 request_id=f"{id_}-{index}",
                 prompt_token_ids=prompt,
-                sampling=_sampling(body, limit, _wrap_int64(seed + i)),
+                sampling=_sampling(body, limit, _wrap_int64(seed + i), scoring),
             )
             # A completion goes on from its prompt, a chat answer is a text of its own.
             continues = prompt if isinstance(body, CompletionBody) else ()
             # The copy shares the compiled stop strings, which are made once a request.
-            output = OutputText(engine.tokenizer.detokenizer(continues), copy(stop))
-            choices.append(Choice(index, request, output))
+            detokenizer = engine.tokenizer.detokenizer(continues)
+            output = OutputText(detokenizer, copy(stop), _keep_scores(engine, scoring, echo))
+            choices.append(Choice(index, request, output, echo))
     return Plan(tuple(choices), prompt_tokens)
+
+
+def _keep_scores(engine: ServedEngine, scoring: Scoring, echo: str | None) -> ScoreKeeper | None:
+    if scoring.num_log_probs is None:
+        return None
+    return ScoreKeeper(engine.tokenizer, start=len(echo or ""))
 
 
 def _fit_max_tokens(engine: ServedEngine, prompt_len: int, asked: int | None, param: str) -> int:
@@ -160,7 +185,7 @@ def _check_token_ids(engine: ServedEngine, token_ids: Sequence[int], param: str)
             )
 
 
-def _sampling(body: GenerationBody, max_tokens: int, seed: int) -> SamplingParams:
+def _sampling(body: GenerationBody, max_tokens: int, seed: int, scoring: Scoring) -> SamplingParams:
     if body.min_tokens > max_tokens:
         raise InvalidValue(
             f"`min_tokens` is {body.min_tokens:,}, more than the {max_tokens:,} tokens that may be "
@@ -181,6 +206,8 @@ def _sampling(body: GenerationBody, max_tokens: int, seed: int) -> SamplingParam
         ignore_eos=body.ignore_eos,
         stop_token_ids=tuple(body.stop_token_ids),
         logit_bias=body.logit_bias,
+        num_log_probs=scoring.num_log_probs,
+        with_prompt_log_probs=scoring.with_prompt,
     )
 
 

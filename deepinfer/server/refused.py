@@ -14,7 +14,6 @@ Neutral = Mapping[str, tuple[Any, ...]]
 
 # Of every route that generates. The second group is known from vLLM, SGLang and TensorRT-LLM.
 GENERATION: Neutral = {
-    "logprobs": (False,),
     "allowed_token_ids": (),
     "add_special_tokens": (True,),
     "bad_words": ([],),
@@ -41,7 +40,6 @@ GENERATION: Neutral = {
 
 COMPLETION: Neutral = {
     **GENERATION,
-    "echo": (False,),
     "suffix": ("",),
 }
 
@@ -56,7 +54,6 @@ CHAT: Neutral = {
     "reasoning_effort": ("none",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "top_logprobs": (0,),
     "verbosity": ("medium",),
     "web_search_options": (),
     "add_generation_prompt": (True,),

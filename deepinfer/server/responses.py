@@ -33,10 +33,19 @@ class Usage(Answer):
         )
 
 
+class CompletionLogProbs(Answer):
+    """Parallel lists, one entry a token; the first token of an echoed prompt has no probability."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
 class CompletionChoice(Answer):
     text: str
     index: int
-    logprobs: None = None
+    logprobs: CompletionLogProbs | None = None
     finish_reason: FinishReason
 
 
@@ -52,7 +61,7 @@ class Completion(Answer):
 class CompletionChunkChoice(Answer):
     text: str
     index: int
-    logprobs: None = None
+    logprobs: CompletionLogProbs | None = None
     finish_reason: FinishReason | None
 
 
@@ -65,6 +74,21 @@ class CompletionChunk(Answer):
     usage: Usage | None = None
 
 
+class TopLogProb(Answer):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogProb(TopLogProb):
+    top_logprobs: list[TopLogProb]
+
+
+class ChatLogProbs(Answer):
+    content: list[TokenLogProb]
+    refusal: None = None
+
+
 class AssistantMessage(Answer):
     role: Literal["assistant"] = "assistant"
     content: str
@@ -74,7 +98,7 @@ class AssistantMessage(Answer):
 class ChatChoice(Answer):
     index: int
     message: AssistantMessage
-    logprobs: None = None
+    logprobs: ChatLogProbs | None = None
     finish_reason: FinishReason
 
 
@@ -95,6 +119,7 @@ class ChatDelta(Answer):
 class ChatChunkChoice(Answer):
     index: int
     delta: ChatDelta
+    logprobs: ChatLogProbs | None = None
     finish_reason: FinishReason | None
 
 

@@ -35,6 +35,8 @@ from deepinfer.validation import MAX_SHOWN_CHARS
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 4
 MAX_LOGIT_BIAS = 100
+MAX_COMPLETION_LOGPROBS = 5
+MAX_TOP_LOGPROBS = 20
 MAX_BEST_OF = 20
 # Bounds of ours: nothing that a client sends may cost more than it is worth.
 MAX_STOP_CHARS = 1_000
@@ -348,6 +350,15 @@ class CompletionBody(GenerationBody):
     best_of: int | None = Field(
         default=None, ge=0, le=MAX_BEST_OF, description="Only the value of `n` is supported"
     )
+    logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_COMPLETION_LOGPROBS,
+        description="Log probability of each token, and of so many of the likeliest at its place",
+    )
+    echo: bool = Field(
+        default=False, description="Begin the answer with the prompt, scored if `logprobs` is set"
+    )
 
     @model_validator(mode="after")
     def _check_counts(self) -> Self:
@@ -444,13 +455,22 @@ class ChatBody(GenerationBody):
     max_completion_tokens: int | None = Field(
         default=None, ge=1, le=INT32_MAX, description="Another name for `max_tokens`"
     )
+    logprobs: bool = Field(default=False, description="Log probability of each token")
+    top_logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_TOP_LOGPROBS,
+        description="Likeliest tokens at each place; needs logprobs: true",
+    )
 
     @property
     def asked_max_tokens(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @model_validator(mode="after")
-    def _check_max_tokens(self) -> Self:
+    def _check_together_in_chats(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise _invalid("needs `logprobs` to be true", "top_logprobs")
         given = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(given) > 1:
             raise _invalid(

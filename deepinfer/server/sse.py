@@ -6,7 +6,7 @@ event costs one join. The templates are held to the models of `responses.py` by 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 import msgspec
@@ -16,7 +16,9 @@ from starlette.types import Receive, Scope, Send
 from deepinfer.errors import RequestError
 from deepinfer.generation import FinishReason, Usage
 from deepinfer.server.errors import as_request_error, error_object
+from deepinfer.server.log_probs import as_chat, as_completion
 from deepinfer.server.record import record_of
+from deepinfer.text.scores import PlacedToken
 
 DONE = b"data: [DONE]\n\n"
 END = b"}\n\n"
@@ -40,6 +42,14 @@ def encode_text(text: str) -> bytes:
 def error_event(error: RequestError) -> bytes:
     """The last event of a stream that fails; the SDK raises APIError for it."""
     return b"data: " + msgspec.json.encode({"error": error_object(error)}) + b"\n\n"
+
+
+def _encode(value: object) -> bytes:
+    """JSON that no client breaks into lines."""
+    encoded = msgspec.json.encode(value)
+    if encoded.isascii():
+        return encoded
+    return encoded.decode().translate(_LINE_BREAKS).encode()
 
 
 class _Events:
@@ -73,12 +83,19 @@ class _Events:
 class CompletionEvents(_Events):
     object = "text_completion"
 
-    def delta(self, index: int, text: str, finish_reason: FinishReason | None) -> bytes:
+    def delta(
+        self,
+        index: int,
+        text: str,
+        finish_reason: FinishReason | None,
+        tokens: Sequence[PlacedToken] = (),
+    ) -> bytes:
         reason = b"null" if finish_reason is None else b'"%b"' % finish_reason.encode()
-        return b'%b{"text":%b,"index":%d,"logprobs":null,"finish_reason":%b}]%b' % (
+        return b'%b{"text":%b,"index":%d,"logprobs":%b,"finish_reason":%b}]%b' % (
             self._head,
             encode_text(text),
             index,
+            _encode(as_completion(tokens)) if tokens else b"null",
             reason,
             self._tail,
         )
@@ -95,14 +112,21 @@ class ChatEvents(_Events):
             self._tail,
         )
 
-    def delta(self, index: int, text: str, finish_reason: FinishReason | None) -> bytes:
+    def delta(
+        self,
+        index: int,
+        text: str,
+        finish_reason: FinishReason | None,
+        tokens: Sequence[PlacedToken] = (),
+    ) -> bytes:
         """One event for the text, when there is some, and one for the finish reason."""
         events = b""
-        if text:
-            events = b'%b{"index":%d,"delta":{"content":%b},"finish_reason":null}]%b' % (
+        if text or tokens:
+            events = b'%b{"index":%d,"delta":{"content":%b},%b"finish_reason":null}]%b' % (
                 self._head,
                 index,
                 encode_text(text),
+                b'"logprobs":%b,' % _encode(as_chat(tokens)) if tokens else b"",
                 self._tail,
             )
         if finish_reason is None:

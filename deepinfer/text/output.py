@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from deepinfer.generation import FinishReason, TokenChunk, TokenId
 from deepinfer.text.detokenizer import IncrementalDetokenizer
+from deepinfer.text.scores import PlacedToken, ScoreKeeper
 from deepinfer.text.stop import StopMatcher
 
 
@@ -20,24 +21,47 @@ class OutputText:
     a stop string, an EOS or stop token included.
     """
 
-    def __init__(self, detokenizer: IncrementalDetokenizer, stop: StopMatcher) -> None:
+    def __init__(
+        self,
+        detokenizer: IncrementalDetokenizer,
+        stop: StopMatcher,
+        scores: ScoreKeeper | None = None,
+    ) -> None:
         self.finish_reason: FinishReason | None = None
         self.completion_tokens = 0
         self._detokenizer = detokenizer
         self._stop = stop
+        self._scores = scores
+        self._num_decoded = 0  # characters, those included that a stop string may still take back
+        self._num_shown = 0
 
     def push(self, chunk: TokenChunk) -> str:
         """The text that `chunk` adds; after the finish, nothing."""
         text = ""
         # One token at a time, so that the count ends with the token that completes a stop string.
-        for token_id in chunk.token_ids if chunk.finish_reason is None else _shown(chunk):
+        ids = chunk.token_ids if chunk.finish_reason is None else _shown(chunk)
+        for place, token_id in enumerate(ids):
             if self.finish_reason is not None:
                 return text
             self.completion_tokens += 1
-            text += self._pass_on(self._detokenizer.push((token_id,)))
+            piece = self._detokenizer.push((token_id,))
+            if self._scores is not None:
+                self._scores.add(token_id, chunk.log_probs[place], self._num_decoded)
+                self._num_decoded += len(piece)
+            text += self._pass_on(piece)
         if chunk.finish_reason is not None and self.finish_reason is None:
             text += self._finish(chunk, chunk.finish_reason)
         return text
+
+    def take_scores(self, text: str) -> list[PlacedToken]:
+        """The scored tokens of `text`, which `push` has just returned."""
+        if self._scores is None:
+            return []
+        self._num_shown += len(text)
+        is_cut = self._stop.matched is not None
+        if self.finish_reason is None or is_cut:
+            return self._scores.take_shown(self._num_shown)
+        return self._scores.take_rest()
 
     def _pass_on(self, text: str) -> str:
         safe = self._stop.push(text)
@@ -46,7 +70,11 @@ class OutputText:
         return safe
 
     def _finish(self, chunk: TokenChunk, reason: FinishReason) -> str:
-        self.completion_tokens += len(chunk.token_ids) - len(_shown(chunk))
+        hidden = chunk.token_ids[len(_shown(chunk)) :]
+        self.completion_tokens += len(hidden)
+        if self._scores is not None and len(chunk.log_probs) == len(chunk.token_ids):
+            for token_id in hidden:  # one at most; a library may keep its score to itself
+                self._scores.add(token_id, chunk.log_probs[-1], self._num_decoded)
         text = self._pass_on(self._detokenizer.finish()) + self._stop.finish()
         self.finish_reason = self.finish_reason or reason
         return text

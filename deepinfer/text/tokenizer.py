@@ -98,6 +98,12 @@ class Tokenizer:
         ids: list[TokenId] = batch[0].ids
         return ids
 
+    def spell(self, token_id: TokenId) -> bytes:
+        """The bytes of one token, special ones too; none for an id outside the vocabulary."""
+        if self.token_bytes is not None:
+            return self.token_bytes[token_id]
+        return (self._backend.id_to_token(token_id) or "").encode()
+
     def decode(self, token_ids: Sequence[TokenId]) -> str:
         """The text of `token_ids` as a text of its own, special tokens left out."""
         detokenizer = self.detokenizer()

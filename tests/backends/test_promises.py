@@ -238,13 +238,14 @@ def test_parameters_without_a_counterpart_are_refused_by_name(
     engine: EngineFolder, backend: Backend
 ) -> None:
     refused = {
-        "openvino": {"logit_bias", "top_logprobs", "response_format"},
-        "tensorrt-llm": {"top_logprobs"},
+        "openvino": {"logit_bias"},
+        "tensorrt-llm": {"logprobs", "echo"},
         "simulated": set(),
     }[engine.manifest.backend.name]
     asked = {
         "logit_bias": {"logit_bias": {20: 1.0}},
-        "top_logprobs": {"with_log_probs": True, "num_top_log_probs": 2},
+        "logprobs": {"num_log_probs": 2},
+        "echo": {"num_log_probs": 0, "with_prompt_log_probs": True},
         "response_format": {"grammar": Grammar("json")},
     }
     for param, sampling in asked.items():
@@ -258,12 +259,10 @@ def test_parameters_without_a_counterpart_are_refused_by_name(
 
 
 def test_log_probability_comes_with_each_token(engine: EngineFolder, backend: Backend) -> None:
-    if engine.manifest.backend.name == "simulated":
-        pytest.skip("a script has no probabilities")
-    answers = run(backend, [make_request("a", with_log_probs=True), make_request("b")])
-    log_probs = [value for chunk in answers["a"] for value in chunk.log_probs]
-    assert len(log_probs) == len(tokens(answers["a"])) == 8
-    assert all(value < 0 for value in log_probs)
+    answers = run(backend, [make_request("a", num_log_probs=0), make_request("b")])
+    scores = [score for chunk in answers["a"] for score in chunk.log_probs]
+    assert len(scores) == len(tokens(answers["a"])) == 8
+    assert all(score.log_prob <= 0 and score.top == () for score in scores)
     assert [chunk.log_probs for chunk in answers["b"]] == [()] * len(answers["b"])
 
 

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepinfer.backends.tensorrt_stream import TokenStream, merge_chunks
-from deepinfer.generation import FinishReason, GenerationRequest, SamplingParams, TokenChunk
+from deepinfer.generation import (
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    TokenChunk,
+    TokenLogProbs,
+)
 
 EOS = 1
 
@@ -85,10 +91,12 @@ def test_watched_token_counts_in_a_late_look_at_the_final_output() -> None:
 
 
 def test_log_probabilities_leave_with_their_tokens() -> None:
-    stream = make_stream(with_log_probs=True)
-    assert stream.advance([7], None, None, [-0.5]) == TokenChunk("a", (7,), log_probs=(-0.5,))
+    stream = make_stream(num_log_probs=0)
+    first = stream.advance([7], None, None, [-0.5])
+    assert first == TokenChunk("a", (7,), log_probs=(TokenLogProbs(-0.5),))
     last = stream.advance([7, 8], "stop", None, [-0.5, -0.25])
-    assert last == TokenChunk("a", (8, EOS), FinishReason.STOP, log_probs=(-0.25,))
+    scores = (TokenLogProbs(-0.25),)
+    assert last == TokenChunk("a", (8, EOS), FinishReason.STOP, log_probs=scores)
 
 
 @pytest.mark.parametrize("reason", ["timeout", "cancelled"])

@@ -37,7 +37,7 @@ SAMPLED = SamplingParams(
     seed=-3,
     stop_token_ids=(9,),
     logit_bias={11: 2.0},
-    with_log_probs=True,
+    num_log_probs=0,
 )
 
 

@@ -45,10 +45,10 @@ BAD_COMPLETIONS: list[Case] = [
     ("one of many too long", {"prompt": ["a", "b " * 9999]}, TOO_LONG, "prompt"),
     ("best_of above n", {"prompt": "a", "best_of": 3}, UNSUPPORTED, "best_of"),
     ("best_of below n", {"prompt": "a", "best_of": 1, "n": 2}, INVALID, "best_of"),
-    ("echo", {"prompt": "a", "echo": True}, UNSUPPORTED, "echo"),
+    ("echo text", {"prompt": "a", "echo": "yes"}, INVALID, "echo"),
     ("suffix", {"prompt": "a", "suffix": "end"}, UNSUPPORTED, "suffix"),
-    ("logprobs", {"prompt": "a", "logprobs": 1}, UNSUPPORTED, "logprobs"),
-    ("logprobs zero", {"prompt": "a", "logprobs": 0}, UNSUPPORTED, "logprobs"),
+    ("logprobs true", {"prompt": "a", "logprobs": True}, INVALID, "logprobs"),
+    ("logprobs high", {"prompt": "a", "logprobs": 6}, INVALID, "logprobs"),
 ]
 
 BAD_CHATS: list[Case] = [
@@ -103,7 +103,15 @@ BAD_CHATS: list[Case] = [
         UNSUPPORTED,
         "response_format",
     ),
-    ("logprobs", {"messages": [USER], "logprobs": True}, UNSUPPORTED, "logprobs"),
+    ("logprobs number", {"messages": [USER], "logprobs": 1}, INVALID, "logprobs"),
+    ("top_logprobs alone", {"messages": [USER], "top_logprobs": 1}, INVALID, "top_logprobs"),
+    (
+        "top_logprobs high",
+        {"messages": [USER], "logprobs": True, "top_logprobs": 21},
+        INVALID,
+        "top_logprobs",
+    ),
+    ("echo in a chat", {"messages": [USER], "echo": True}, UNSUPPORTED, "echo"),
 ]
 
 # Of both routes.

@@ -15,6 +15,7 @@ from deepinfer.server.engines import ServedEngine
 from deepinfer.server.generate import Generation
 from deepinfer.server.ids import new_chat_id
 from deepinfer.server.json import json_response
+from deepinfer.server.log_probs import as_chat
 from deepinfer.server.openapi import (
     GENERATING_ROUTE,
     describe_answer,
@@ -23,7 +24,13 @@ from deepinfer.server.openapi import (
 )
 from deepinfer.server.prepare import prepare_chat
 from deepinfer.server.record import record_of
-from deepinfer.server.responses import AssistantMessage, ChatChoice, ChatCompletion, Usage
+from deepinfer.server.responses import (
+    AssistantMessage,
+    ChatChoice,
+    ChatCompletion,
+    ChatLogProbs,
+    Usage,
+)
 from deepinfer.server.schemas import ChatBody
 from deepinfer.server.sse import ChatEvents, open_stream
 from deepinfer.server.state import ServerState
@@ -57,7 +64,9 @@ async def _stream(generation: Generation, events: ChatEvents) -> AsyncGenerator[
     head = b"".join([events.role(index) for index in range(generation.num_choices)])
     async with aclosing(generation.deltas()) as stream:
         async for deltas in stream:
-            yield head + b"".join([events.delta(d.index, d.text, d.finish_reason) for d in deltas])
+            yield head + b"".join(
+                [events.delta(d.index, d.text, d.finish_reason, d.tokens) for d in deltas]
+            )
             head = b""
     yield events.end(generation.usage)
 
@@ -74,6 +83,7 @@ async def _collect(
             ChatChoice(
                 index=index,
                 message=AssistantMessage(content=answer.text),
+                logprobs=ChatLogProbs(**as_chat(answer.tokens)) if answer.tokens else None,
                 finish_reason=answer.finish_reason,
             )
             for index, answer in enumerate(answers)

@@ -15,6 +15,7 @@ from deepinfer.server.engines import ServedEngine
 from deepinfer.server.generate import Generation
 from deepinfer.server.ids import new_completion_id
 from deepinfer.server.json import json_response
+from deepinfer.server.log_probs import as_completion
 from deepinfer.server.openapi import (
     GENERATING_ROUTE,
     describe_answer,
@@ -23,7 +24,12 @@ from deepinfer.server.openapi import (
 )
 from deepinfer.server.prepare import prepare_completion
 from deepinfer.server.record import record_of
-from deepinfer.server.responses import Completion, CompletionChoice, Usage
+from deepinfer.server.responses import (
+    Completion,
+    CompletionChoice,
+    CompletionLogProbs,
+    Usage,
+)
 from deepinfer.server.schemas import CompletionBody
 from deepinfer.server.sse import CompletionEvents, open_stream
 from deepinfer.server.state import ServerState
@@ -57,7 +63,9 @@ def make_router(state: ServerState) -> APIRouter:
 async def _stream(generation: Generation, events: CompletionEvents) -> AsyncGenerator[bytes, None]:
     async with aclosing(generation.deltas()) as stream:
         async for deltas in stream:
-            yield b"".join([events.delta(d.index, d.text, d.finish_reason) for d in deltas])
+            yield b"".join(
+                [events.delta(d.index, d.text, d.finish_reason, d.tokens) for d in deltas]
+            )
     yield events.end(generation.usage)
 
 
@@ -70,7 +78,14 @@ async def _collect(
         created=created,
         model=engine.model_id,
         choices=[
-            CompletionChoice(index=index, text=answer.text, finish_reason=answer.finish_reason)
+            CompletionChoice(
+                index=index,
+                text=answer.text,
+                logprobs=CompletionLogProbs(**as_completion(answer.tokens))
+                if answer.tokens
+                else None,
+                finish_reason=answer.finish_reason,
+            )
             for index, answer in enumerate(answers)
         ],
         usage=Usage.of(generation.usage),

@@ -1,0 +1,164 @@
+"""Log probabilities that OpenVINO's executor does not give: of the alternatives, and of prompts.
+
+The executor tells the value of the token that it chose and no other. The same payload, compiled
+once more as an ordinary stateful model, scores the sequence as it grows: each token is fed once,
+and the row of logits that comes out says how likely every token was at the next place. A sequence
+is scored in short pieces between the executor's steps, so that a long prompt holds nobody up;
+chunks of tokens wait here until their scores are there.
+
+The second model costs the memory of a second engine and is compiled for the first who needs it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from deepinfer.generation import GenerationRequest, TokenChunk, TokenLogProbs
+
+MODEL_NAME = "openvino_model.xml"
+PIECE_TOKENS = 64  # scored between two steps; a step of the executor takes as long as about so many
+
+
+class Scorer:
+    """Scores every sequence that asks for it. Belongs to the thread that steps."""
+
+    def __init__(
+        self, payload_dir: Path, properties: dict[str, Any], core: Any, numpy: Any
+    ) -> None:
+        self._path = payload_dir / MODEL_NAME
+        self._properties = properties
+        self._core = core
+        self._numpy = numpy
+        self._compiled: Any = None
+        self._sequences: dict[str, _Sequence] = {}
+
+    @staticmethod
+    def is_needed(request: GenerationRequest) -> bool:
+        """Whether the executor's own value of each chosen token is not all that is asked for."""
+        sampling = request.sampling
+        return bool(sampling.num_log_probs) or sampling.with_prompt_log_probs
+
+    def open(self, request: GenerationRequest) -> None:
+        """Expect the chunks of `request`. The first one compiles the model, which takes seconds."""
+        if self._compiled is None:
+            self._compiled = self._core.Core().compile_model(self._path, "CPU", self._properties)
+        model = _Model(self._compiled.create_infer_request(), self._numpy)
+        self._sequences[request.request_id] = _Sequence(request, model)
+
+    def close(self, request_id: str) -> None:
+        """Forget a sequence; an unknown id is not an error."""
+        self._sequences.pop(request_id, None)
+
+    def pass_on(self, chunks: Iterable[TokenChunk]) -> list[TokenChunk]:
+        """Take new chunks, score a piece, and return every chunk that is complete."""
+        ready = []
+        for chunk in chunks:
+            sequence = self._sequences.get(chunk.request_id)
+            if sequence is None:
+                ready.append(chunk)
+            else:
+                sequence.push(chunk)
+        budget = PIECE_TOKENS
+        for request_id, sequence in list(self._sequences.items()):
+            budget -= sequence.score(budget)
+            for chunk in sequence.take_ready():
+                ready.append(chunk)
+                if chunk.finish_reason is not None:
+                    del self._sequences[request_id]
+        # Whoever was served last comes first next time.
+        if self._sequences and budget <= 0:
+            first = next(iter(self._sequences))
+            self._sequences[first] = self._sequences.pop(first)
+        return ready
+
+
+class _Model:
+    """One sequence's state in the compiled model."""
+
+    def __init__(self, infer_request: Any, numpy: Any) -> None:
+        self._request = infer_request
+        self._numpy = numpy
+        self._num_fed = 0
+
+    def feed(self, token_ids: Sequence[int]) -> Any:
+        """Log probabilities of the token after each of `token_ids`: [num_tokens, vocab_size]."""
+        np = self._numpy
+        start, end = self._num_fed, self._num_fed + len(token_ids)
+        self._num_fed = end
+        inputs = {
+            "input_ids": np.array([token_ids], dtype=np.int64),  # [1, num_tokens]
+            "attention_mask": np.ones((1, end), dtype=np.int64),
+            "position_ids": np.arange(start, end, dtype=np.int64)[None],
+            "beam_idx": np.zeros(1, dtype=np.int32),
+        }
+        known = {name for port in self._request.model_inputs for name in port.get_names()}
+        self._request.infer({name: value for name, value in inputs.items() if name in known})
+        logits = self._request.get_output_tensor(0).data[0].astype(np.float32)
+        highest = logits.max(axis=-1, keepdims=True)
+        shifted = logits - highest
+        return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+@dataclass
+class _Sequence:
+    """A growing sequence, how far it is scored, and the chunks that wait for their scores."""
+
+    request: GenerationRequest
+    model: _Model
+    token_ids: list[int] = field(init=False)  # prompt and answer
+    num_fed: int = 0
+    scores: list[TokenLogProbs] = field(default_factory=list)  # of token_ids[1:], as far as fed
+    _waiting: deque[tuple[int, TokenChunk]] = field(default_factory=deque)  # with their end
+    _has_told_prompt: bool = False
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.request.prompt_token_ids)
+
+    def push(self, chunk: TokenChunk) -> None:
+        self.token_ids += chunk.token_ids
+        self._waiting.append((len(self.token_ids), chunk))
+
+    def score(self, max_tokens: int) -> int:
+        """Feed up to `max_tokens` tokens whose successor is known; how many were fed."""
+        piece = self.token_ids[self.num_fed : self.num_fed + max(max_tokens, 0)]
+        piece = piece[: len(self.token_ids) - 1 - self.num_fed]
+        if not piece:
+            return 0
+        rows = self.model.feed(piece)
+        for row in rows:
+            self.num_fed += 1
+            self.scores.append(self._score_of(row, self.token_ids[self.num_fed]))
+        return len(piece)
+
+    def take_ready(self) -> list[TokenChunk]:
+        """The chunks whose every token is scored, in order."""
+        ready = []
+        while self._waiting and self._waiting[0][0] <= self.num_fed + 1:
+            end, chunk = self._waiting.popleft()
+            ready.append(self._complete(end, chunk))
+        return ready
+
+    def _complete(self, end: int, chunk: TokenChunk) -> TokenChunk:
+        # The score of token i stands at i - 1: the first token of a sequence has none.
+        scores = self.scores[end - 1 - len(chunk.token_ids) : end - 1]
+        chunk = msgspec.structs.replace(chunk, log_probs=tuple(scores))
+        if not self._has_told_prompt and self.request.sampling.with_prompt_log_probs:
+            self._has_told_prompt = True
+            prompt = self.scores[: len(self.request.prompt_token_ids) - 1]
+            chunk = msgspec.structs.replace(chunk, prompt_log_probs=(None, *prompt))
+        return chunk
+
+    def _score_of(self, row: Any, token_id: int) -> TokenLogProbs:
+        count = self.request.sampling.num_log_probs or 0
+        top: tuple[tuple[int, float], ...] = ()
+        if count:
+            ids = row.argpartition(-count)[-count:]
+            ordered = sorted(ids.tolist(), key=lambda i: (-row[i], i))
+            top = tuple((i, float(row[i])) for i in ordered)
+        return TokenLogProbs(float(row[token_id]), top)
