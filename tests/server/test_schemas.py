@@ -83,7 +83,7 @@ def test_integer_is_a_number_and_a_string_is_none() -> None:
         ({"n": 0}, "`n` must be at least 1; `0` was given"),
         ({"prompt": []}, "`prompt` must not be empty; an empty array was given"),
         ({"stop": ["a", ""]}, "`stop[1]` must not be empty"),
-        ({"tools": [], "echo": True}, "`echo` is not supported by this server; leave it out"),
+        ({"tools": [], "suffix": "x"}, "`suffix` is not supported by this server; leave it out"),
         (
             {"model": "m" * 99, "n": "x" * 99},
             '`n` must be a whole number; `"' + "x" * 59 + "...` was given",
@@ -119,7 +119,7 @@ def test_refused_parameter_is_taken_with_its_neutral_values_only(
 
 
 def test_false_is_not_the_number_zero() -> None:
-    assert isinstance(reject(ChatBody, messages=MESSAGES, top_logprobs=False), UnsupportedParameter)
+    assert isinstance(reject(ChatBody, messages=MESSAGES, priority=False), UnsupportedParameter)
 
 
 def test_values_of_other_kinds_are_not_repeated_whole() -> None:
