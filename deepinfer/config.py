@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Annotated, Any, Literal, NoReturn, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
@@ -24,6 +24,7 @@ ENVIRONMENT_PREFIX = "DEEPINFER_"
 MASK = "********"
 NULL_TAG = "tag:yaml.org,2002:null"
 
+ModelName = Annotated[str, Field(min_length=1)]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -59,7 +60,7 @@ class ServerSection(Section):
 
 
 class EngineSection(Section):
-    """Which engine to load, and what its process may take."""
+    """Which engines to load, and what their processes may take."""
 
     engine_dir: Path = Field(
         default=Path("engines"), description="One engine, or a folder of engines"
@@ -67,7 +68,13 @@ class EngineSection(Section):
     model: str | None = Field(
         default=None,
         min_length=1,
-        description="Engine name or model id, when the folder holds several",
+        description="Engine name or model id, to serve that engine only of a folder of several",
+    )
+    served_model_names: tuple[ModelName, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Names by which clients may call the first engine, with commas between them; "
+        "answers say the first name",
     )
     max_waiting_requests: int = Field(
         default=1024,
@@ -78,7 +85,8 @@ class EngineSection(Section):
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="Size of the KV cache in GiB; none: what full batches need and memory allows",
+        description="Size of the KV cache in GiB, which several engines share; none: what full "
+        "batches need and memory allows",
     )
     kv_cache_fraction: float | None = Field(
         default=None,
@@ -89,8 +97,16 @@ class EngineSection(Section):
         "0.9 of a GPU's",
     )
     num_threads: int | None = Field(
-        default=None, ge=1, description="CPU threads of the engine; none: every CPU it may use"
+        default=None, ge=1, description="CPU threads of each engine; none: every CPU it may use"
     )
+
+    @field_validator("served_model_names", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        names = value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, list | tuple):
+            return names
+        return tuple(name.strip() if isinstance(name, str) else name for name in names)
 
 
 class LoggingSection(Section):
@@ -152,8 +168,15 @@ def value_hint(field: FieldInfo) -> str:
     if kinds and all(isinstance(kind, str) for kind in kinds):
         return "|".join(kinds)
     kind = kinds[0] if kinds else field.annotation
-    names = {str: "TEXT", int: "INTEGER", float: "NUMBER", Path: "PATH", SecretStr: "TEXT"}
-    return names[kind]  # type: ignore[index]
+    names: dict[Any, str] = {
+        str: "TEXT",
+        int: "INTEGER",
+        float: "NUMBER",
+        Path: "PATH",
+        SecretStr: "TEXT",
+        tuple[ModelName, ...]: "TEXT,...",
+    }
+    return names[kind]
 
 
 def load_config(

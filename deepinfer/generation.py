@@ -27,10 +27,14 @@ class Grammar(msgspec.Struct, frozen=True):
     """What the text of an answer must be. It goes to the library as it is; nothing here reads it.
 
     `text` is the JSON schema, the regular expression or the EBNF grammar; "json" takes none.
+    `ebnf` says the same of JSON without white space, for libraries whose own form allows any amount
+    of it. `param` is the field that a client gave it in.
     """
 
     kind: Literal["json", "json_schema", "regex", "ebnf"]
     text: str = ""
+    ebnf: str = ""
+    param: str = "response_format"
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +93,8 @@ class TokenChunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The new tokens of one request after one engine step.
 
     Chunks of a request come in order; exactly the last has a finish reason. When that is STOP, the
-    last token id is the EOS or stop token that ended it. `message` explains ERROR.
+    last token id is the EOS or stop token that ended it. `message` explains ERROR; with a
+    `refused_param` it is about a field of the request, which only the library could judge.
 
     `log_probs` has one entry a token where they were asked for; a library may give none for the
     token that ended the sequence. `prompt_log_probs` comes once, with the first tokens: one entry a
@@ -102,6 +107,7 @@ class TokenChunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
     message: str | None = None
     log_probs: tuple[TokenLogProbs, ...] = ()
     prompt_log_probs: tuple[TokenLogProbs | None, ...] = ()
+    refused_param: str | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):

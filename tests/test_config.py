@@ -71,6 +71,7 @@ def test_every_key_can_be_given_in_the_environment() -> None:
         "server.shutdown_timeout_s": "1.5",
         "engine.engine_dir": "d",
         "engine.model": "m",
+        "engine.served_model_names": "a, b",
         "engine.max_waiting_requests": "6",
         "engine.kv_cache_gb": "0.5",
         "engine.kv_cache_fraction": "0.75",
@@ -82,6 +83,7 @@ def test_every_key_can_be_given_in_the_environment() -> None:
     config = load_config(None, environment, []).config
     assert config.server.shutdown_timeout_s == 1.5
     assert config.engine.engine_dir == Path("d")
+    assert config.engine.served_model_names == ("a", "b")
     assert config.logging.level == "debug"
     assert config.server.api_key is not None
     assert config.server.api_key.get_secret_value() == "k"
@@ -142,6 +144,20 @@ def test_wrong_value_is_reported_where_it_came_from() -> None:
         load_config(None, {"DEEPINFER_SERVER_PORT": "x"}, [])
     with pytest.raises(ConfigError, match="^option `--x`: "):
         load_config(None, {"DEEPINFER_SERVER_PORT": "x"}, [flag("server.port", "-1")])
+
+
+def test_names_are_a_list_in_a_file_and_divided_by_commas_elsewhere(tmp_path: Path) -> None:
+    file = write(tmp_path, "engine: {served_model_names: [a, b/c]}\n")
+    assert load_config(file, {}, []).config.engine.served_model_names == ("a", "b/c")
+    given = load_config(None, {}, [flag("engine.served_model_names", "a,b/c")])
+    assert given.config.engine.served_model_names == ("a", "b/c")
+    assert "served_model_names: [a, b/c]  # option" in format_config(given)
+
+
+@pytest.mark.parametrize("names", ["", "a,,b", "a,"])
+def test_empty_name_is_refused(names: str) -> None:
+    with pytest.raises(ConfigError, match="`engine.served_model_names` must not be empty"):
+        load_config(None, {}, [flag("engine.served_model_names", names)])
 
 
 def test_configuration_is_frozen() -> None:

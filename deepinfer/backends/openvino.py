@@ -9,11 +9,14 @@ go, because reading an empty one blocks for ever with the interpreter's lock hel
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from deepinfer.backends.base import BackendFault, ReportPhase
+from deepinfer.backends.openvino_grammars import GrammarGate
 from deepinfer.backends.openvino_scoring import Scorer
+from deepinfer.backends.openvino_trial import grammar_config
 from deepinfer.device import read_machine
 from deepinfer.engine import Capacity, EngineOptions
 from deepinfer.errors import BackendError, EngineError, InternalError, UnsupportedParameter
@@ -32,6 +35,8 @@ FREE_MEMORY_SHARE = (
 )
 SEED_BITS = 32  # the library's generator is seeded by the low 32 bits only
 WARM_UP_TOKENS = 32
+TOKENIZER_NAME = "openvino_tokenizer.xml"  # which the library reads a grammar's tokens from
+TRIAL_WAIT_S = 0.005  # for the trial of a grammar, in a step that has nothing else to do
 
 
 @dataclass
@@ -41,6 +46,7 @@ class OpenVinoBackend:
     _pipeline: Any
     _library: _Library
     _scorer: Scorer
+    _gate: GrammarGate | None  # None where the engine has no tokenizer of the library's own
     _handles: dict[str, Any] = field(default_factory=dict)
     _with_log_probs: set[str] = field(default_factory=set)  # the library gives zeros to the others
     _sequence_ids: itertools.count[int] = field(default_factory=itertools.count)
@@ -69,7 +75,16 @@ class OpenVinoBackend:
         scorer = Scorer(
             engine.payload_dir, _device_properties(manifest, options), library.core, library.numpy
         )
-        backend = cls(capacity, manifest.tokens.eos_token_ids, pipeline, library, scorer)
+        has_tokenizer = (engine.payload_dir / TOKENIZER_NAME).exists()
+        gate = GrammarGate(engine.payload_dir, manifest.tokens.vocab_size)
+        backend = cls(
+            capacity,
+            manifest.tokens.eos_token_ids,
+            pipeline,
+            library,
+            scorer,
+            gate if has_tokenizer else None,
+        )
         report("warming up", 80)
         backend._warm_up(manifest)
         return backend
@@ -89,13 +104,20 @@ class OpenVinoBackend:
                 "OpenVINO's executor takes no logit bias; engines of TensorRT-LLM do",
                 param="logit_bias",
             )
-        if sampling.grammar is not None:
+        if sampling.grammar is not None and self._gate is None:
             raise UnsupportedParameter(
-                "Structured output is not supported on the CPU in this version",
-                param="response_format",
+                f"`{sampling.grammar.param}` needs a tokenizer that OpenVINO can read, which this "
+                "engine was built without",
+                param=sampling.grammar.param,
             )
 
     def add(self, request: GenerationRequest) -> None:
+        if self._gate is not None and request.sampling.grammar is not None:
+            self._gate.hold(request)
+        else:
+            self._start(request)
+
+    def _start(self, request: GenerationRequest) -> None:
         prompt = self._library.token_tensor(request.prompt_token_ids)
         config = _generation_config(self._library, request.sampling, self.eos_token_ids)
         try:
@@ -111,6 +133,8 @@ class OpenVinoBackend:
             self._with_log_probs.add(request.request_id)
 
     def cancel(self, request_id: str) -> None:
+        if self._gate is not None:
+            self._gate.drop(request_id)
         handle = self._handles.pop(request_id, None)
         self._with_log_probs.discard(request_id)
         self._scorer.close(request_id)
@@ -118,6 +142,7 @@ class OpenVinoBackend:
             handle.cancel()
 
     def step(self) -> list[TokenChunk]:
+        refusals = list(self._pass_gate())
         try:
             # A cancelled request still counts as unfinished until a step has freed its blocks.
             if self._pipeline.has_non_finished_requests():
@@ -129,9 +154,27 @@ class OpenVinoBackend:
             if chunk is not None and chunk.finish_reason is not None:
                 del self._handles[chunk.request_id]
                 self._with_log_probs.discard(chunk.request_id)
-        return self._scorer.pass_on(chunk for chunk in chunks if chunk is not None)
+        return refusals + self._scorer.pass_on(chunk for chunk in chunks if chunk is not None)
+
+    def _pass_gate(self) -> Iterator[TokenChunk]:
+        """Start the requests whose grammar compiles; the others end with what is wrong with it."""
+        if self._gate is None:
+            return
+        for request, fault in self._gate.release(0 if self._handles else TRIAL_WAIT_S):
+            grammar = request.sampling.grammar
+            if fault is None or grammar is None:
+                self._start(request)
+                continue
+            yield TokenChunk(
+                request_id=request.request_id,
+                finish_reason=FinishReason.ERROR,
+                message=f"`{grammar.param}` is refused: {fault}",
+                refused_param=grammar.param,
+            )
 
     def close(self) -> None:
+        if self._gate is not None:
+            self._gate.close()
         self._handles.clear()
         self._pipeline = None
 
@@ -281,6 +324,8 @@ def _generation_config(
             config.top_k = sampling.top_k
         config.rng_seed = _fold_seed(sampling.seed)
     _set_stops(config, sampling, eos_token_ids)
+    if sampling.grammar is not None:
+        config.structured_output_config = grammar_config(library.genai, sampling.grammar)
     return config
 
 

@@ -17,6 +17,7 @@ from deepinfer.backends.tensorrt_fit import check_fit
 from deepinfer.backends.tensorrt_reader import StreamReader
 from deepinfer.backends.tensorrt_settings import (
     BuiltEngine,
+    gathers_logits,
     grammar_arguments,
     load_arguments,
     make_stream,
@@ -78,15 +79,16 @@ class TensorRtLlmBackend:
         return self._num_used_blocks
 
     def check(self, request: GenerationRequest) -> None:
-        if request.sampling.num_log_probs:
+        if request.sampling.num_log_probs and not gathers_logits(self.manifest):
             raise UnsupportedParameter(
-                "This engine was not built to give the log probabilities of other tokens than the "
-                "chosen ones",
+                "This engine gives the log probabilities of the chosen tokens only; one built with "
+                "`--gather-logits` gives those of alternatives too",
                 param="logprobs",
             )
         if request.sampling.with_prompt_log_probs:
+            # The library lists the likeliest tokens of a prompt, and not the prompt's own.
             raise UnsupportedParameter(
-                "This engine was not built to give the log probabilities of a prompt", param="echo"
+                "Engines of TensorRT-LLM give no log probabilities of a prompt", param="echo"
             )
 
     def add(self, request: GenerationRequest) -> None:

@@ -108,12 +108,18 @@ def load_arguments(
             ),
         ),
         "enable_chunked_prefill": bool(settings["chunked_prefill"]),
+        "gather_generation_logits": gathers_logits(manifest),
         "guided_decoding_backend": "xgrammar",
         "iter_stats_max_iterations": MAX_BUFFERED_STATS,
         **built.limits.model_dump(),
     }
     nccl = {name: str(value) for name, value in settings.items() if name.startswith("NCCL_")}
     return arguments | ({"env_overrides": nccl} if nccl else {})
+
+
+def gathers_logits(manifest: EngineManifest) -> bool:
+    """Whether the engine gives out its logits, from which alternatives are told."""
+    return bool(manifest.backend.settings.get("gather_logits", False))
 
 
 @dataclass(frozen=True)
@@ -177,7 +183,9 @@ def sampling_arguments(
         **_drawing_arguments(sampling),
         **_penalty_arguments(sampling),
     }
-    if sampling.num_log_probs is not None:
+    if sampling.num_log_probs:
+        arguments["logprobs"] = sampling.num_log_probs
+    elif sampling.num_log_probs is not None:
         # The executor's own, of the chosen tokens; `logprobs` would bring all logits to Python.
         arguments["_return_log_probs"] = True
     if sampling.logit_bias:

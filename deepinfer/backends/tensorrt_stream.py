@@ -7,10 +7,21 @@ Pure: nothing here knows the library, threads or event loops.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from deepinfer.generation import FinishReason, GenerationRequest, TokenChunk, TokenLogProbs
+
+
+class LogProb(Protocol):
+    """The library's entry for one token at one place."""
+
+    logprob: float
+
+
+# Of the chosen token alone, or of it and the likeliest ones by their ids.
+LibraryLogProbs = float | Mapping[int, LogProb]
 
 
 @dataclass
@@ -38,7 +49,7 @@ class TokenStream:
         token_ids: Sequence[int],
         finish_reason: str | None = None,
         stop_reason: int | str | None = None,
-        log_probs: Sequence[float] = (),
+        log_probs: Sequence[LibraryLogProbs] = (),
     ) -> TokenChunk | None:
         """The chunk for the sequence as it stands; None when it has nothing new.
 
@@ -63,8 +74,17 @@ class TokenStream:
             tuple(new_ids),
             reason,
             message,
-            tuple(TokenLogProbs(log_prob) for log_prob in new_log_probs[: len(new_ids)]),
+            tuple(self._score(*pair) for pair in zip(new_ids, new_log_probs, strict=False)),
         )
+
+    def _score(self, token_id: int, found: LibraryLogProbs) -> TokenLogProbs:
+        if isinstance(found, float):
+            return TokenLogProbs(found)
+        # The chosen token is among them even where it is not one of the likeliest.
+        pairs = [(other, entry.logprob) for other, entry in found.items()]
+        pairs.sort(key=lambda pair: -pair[1])
+        count = self.request.sampling.num_log_probs or 0
+        return TokenLogProbs(found[token_id].logprob, tuple(pairs[:count]))
 
     def _find_watched(self, new_ids: Sequence[int]) -> int | None:
         if not self.watched_ids:

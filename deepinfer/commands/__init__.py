@@ -9,7 +9,7 @@ from __future__ import annotations
 
 SUMMARIES = {
     "build": "Compile a Hugging Face checkpoint into an engine",
-    "serve": "Serve an engine behind OpenAI-compatible routes",
+    "serve": "Serve engines behind OpenAI-compatible routes",
     "engines": "List, inspect and verify engines",
     "doctor": "Check what works on this machine, and what to do about the rest",
 }

@@ -75,6 +75,12 @@ class WishOption(click.Option):
     help="Allow what the library builds without listing it as supported.",
 )
 @click.option(
+    "--gather-logits",
+    is_flag=True,
+    default=None,
+    help="Let an engine for a GPU give the log probabilities of alternatives.",
+)
+@click.option(
     "--no-smoke-test",
     "smoke_test",
     is_flag=True,

@@ -1,4 +1,4 @@
-"""`deepinfer serve`: one engine behind OpenAI-compatible routes.
+"""`deepinfer serve`: engines behind OpenAI-compatible routes.
 
 Every option but two is a key of the configuration, which says what it is for, what it takes and
 what it is when nobody says. This module only puts the parts together.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,10 @@ import click
 
 if TYPE_CHECKING:
     from deepinfer.config import ResolvedConfig, ServeConfig
+    from deepinfer.engine import EngineOptions
     from deepinfer.manifest import EngineFolder
+    from deepinfer.server.engines import ServedEngine
+    from deepinfer.server.names import EngineNames
     from deepinfer.server.state import ServerState
 
 
@@ -42,6 +46,7 @@ class ConfigOption(click.Option):
 @click.command()
 @click.option("--engine-dir", cls=ConfigOption, path="engine.engine_dir")
 @click.option("--model", cls=ConfigOption, path="engine.model")
+@click.option("--served-model-name", cls=ConfigOption, path="engine.served_model_names")
 @click.option("--host", cls=ConfigOption, path="server.host")
 @click.option("--port", cls=ConfigOption, path="server.port")
 @click.option("--api-key-file", cls=ConfigOption, path="server.api_key_file")
@@ -65,7 +70,7 @@ class ConfigOption(click.Option):
 def serve(
     ctx: click.Context, /, config_file: Path | None, is_print: bool, **options: str | None
 ) -> None:
-    """Serve an engine behind OpenAI-compatible routes."""
+    """Serve engines behind OpenAI-compatible routes."""
     resolved = _resolve(ctx.command, config_file, options)
     if is_print:
         from deepinfer.config import format_config
@@ -98,13 +103,13 @@ def _run(config: ServeConfig, *, log_level: str) -> None:
 
     from deepinfer import logs
     from deepinfer.config import read_api_keys
-    from deepinfer.server.choice import choose_engine
+    from deepinfer.server.choice import choose_engines
     from deepinfer.server.listen import base_url, is_public, listen
 
     logs.configure(log_level)
     logger = logging.getLogger(__name__)
     api_keys = read_api_keys(config)
-    engine = choose_engine(config.engine.engine_dir, config.engine.model)
+    engines = choose_engines(config.engine.engine_dir, config.engine.model)
     with listen(config.server.host, config.server.port) as listener:
         url = base_url(listener)
         logger.info("listening on %s", url)
@@ -115,14 +120,14 @@ def _run(config: ServeConfig, *, log_level: str) -> None:
                 config.server.host,
             )
         started_at = time.monotonic()
-        state = _make_state(config, engine, api_keys)
-        logger.info("tokenizer loaded in %.1f s", time.monotonic() - started_at)
+        state = _make_state(config, engines, api_keys)
+        logger.info("tokenizers loaded in %.1f s", time.monotonic() - started_at)
 
         from deepinfer.server import lifetime
         from deepinfer.server.welcome import describe_server
 
         def announce() -> None:
-            block = describe_server(state.engines.default, url, needs_key=bool(api_keys))
+            block = describe_server(state.engines, url, needs_key=bool(api_keys))
             click.echo(block, file=sys.stderr, nl=False)
 
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -138,30 +143,67 @@ def _loop_factory() -> Any:
 
 
 def _make_state(
-    config: ServeConfig, engine: EngineFolder, api_keys: tuple[str, ...]
+    config: ServeConfig, engines: Sequence[EngineFolder], api_keys: tuple[str, ...]
 ) -> ServerState:
     from deepinfer.device import read_gpus
-    from deepinfer.engine import EngineOptions
-    from deepinfer.runtime.client import EngineClient
-    from deepinfer.server.engines import EngineCatalog, ServedEngine
+    from deepinfer.server.engines import EngineCatalog
+    from deepinfer.server.memory import place_engines
+    from deepinfer.server.names import name_engines
     from deepinfer.server.state import ServerState
-    from deepinfer.text.chat_template import ChatTemplate
-    from deepinfer.text.tokenizer import Tokenizer
+
+    placed = place_engines(engines, _engine_options(config))
+    aliases = _keep_aliases(config, engines[0], placed[0][0])
+    names = name_engines([engine.manifest for engine, _ in placed], aliases)
+    served = [_open(*place, own) for place, own in zip(placed, names, strict=True)]
+    return ServerState(
+        config=config,
+        engines=EngineCatalog(served),
+        api_keys=api_keys,
+        read_gpus=read_gpus,
+        gpus=read_gpus(),
+    )
+
+
+def _keep_aliases(config: ServeConfig, asked: EngineFolder, first: EngineFolder) -> tuple[str, ...]:
+    """The names given to the first engine; none when it does not fit, or they would move on."""
+    import logging
+
+    aliases = config.engine.served_model_names or ()
+    if asked is first or not aliases:
+        return aliases
+    logging.getLogger(__name__).warning(
+        "nothing answers to %s, which are names of engine `%s`",
+        ", ".join(f"`{alias}`" for alias in aliases),
+        asked.manifest.name,
+    )
+    return ()
+
+
+def _engine_options(config: ServeConfig) -> EngineOptions:
+    from deepinfer.engine import EngineOptions
 
     kv_cache_gb = config.engine.kv_cache_gb
-    options = EngineOptions(
+    return EngineOptions(
         max_waiting=config.engine.max_waiting_requests,
         kv_cache_bytes=None if kv_cache_gb is None else int(kv_cache_gb * 2**30),
         kv_cache_fraction=config.engine.kv_cache_fraction,
         num_threads=config.engine.num_threads,
     )
+
+
+def _open(engine: EngineFolder, options: EngineOptions, names: EngineNames) -> ServedEngine:
+    import logging
+
+    from deepinfer.runtime.client import EngineClient
+    from deepinfer.server.engines import ServedEngine
+    from deepinfer.text.chat_template import ChatTemplate
+    from deepinfer.text.tokenizer import Tokenizer
+
     tokenizer = Tokenizer.load(engine.tokenizer_dir)
     chat_template = ChatTemplate.load(engine.tokenizer_dir)
-    served = ServedEngine(EngineClient(engine, options), tokenizer, chat_template)
-    return ServerState(
-        config=config,
-        engines=EngineCatalog([served]),
-        api_keys=api_keys,
-        read_gpus=read_gpus,
-        gpus=read_gpus(),
+    logging.getLogger(__name__).info(
+        "engine `%s` answers to %s",
+        engine.manifest.name,
+        ", ".join(f"`{name}`" for name in (*names.listed, *names.unlisted)),
     )
+    return ServedEngine(EngineClient(engine, options), tokenizer, chat_template, names)

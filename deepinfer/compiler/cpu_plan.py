@@ -104,6 +104,7 @@ def _check_wishes(wishes: BuildWishes) -> None:
         ),
         "--calib-data": wishes.calib_data is not None,
         "--no-smoke-test": not wishes.smoke_test,
+        "--gather-logits": wishes.gather_logits,
     }
     for flag, is_given in flags.items():
         if is_given:

@@ -86,7 +86,7 @@ def decide(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildWishes) ->
         kv_cache_precision=kv_cache.value,
         kv_bytes_per_token=gpu_footprint.kv_bytes_per_token(checkpoint.dims, kv_cache.value),
         limits=limits,
-        settings=_runtime_settings(device, engine),
+        settings=_runtime_settings(device, engine, wishes),
         build=_measure_build(device, checkpoint, precision.value),
         choices=(backend, precision, kv_cache, *parallel_choices, *calibration_choices),
         warnings=_find_warnings(device, engine),
@@ -96,12 +96,15 @@ def decide(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildWishes) ->
     )
 
 
-def _runtime_settings(device: TargetDevice, engine: _Engine) -> dict[str, str | int | bool]:
+def _runtime_settings(
+    device: TargetDevice, engine: _Engine, wishes: BuildWishes
+) -> dict[str, str | int | bool]:
     """What the payload must be loaded with; names of NCCL's are set in the environment."""
     return {
         "tokens_per_block": TOKENS_PER_BLOCK,
         "chunked_prefill": engine.is_paged,
         "block_reuse": engine.is_paged,
+        **({"gather_logits": True} if wishes.gather_logits else {}),
         **parallel.nccl_env(device, engine.parallelism),
     }
 

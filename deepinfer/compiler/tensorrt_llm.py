@@ -213,6 +213,7 @@ def _make_build_config(library: Library, plan: BuildPlan, settings: TensorRtLlmP
         **plan.limits.model_dump(),
         opt_batch_size=min(plan.limits.max_batch_size, 8),
         gather_context_logits=False,
+        gather_generation_logits=bool(plan.settings.get("gather_logits", False)),
         strongly_typed=True,
         # Without a path the library leaves its timing cache in the working directory.
         input_timing_cache=str(cache) if cache.is_file() else None,

@@ -42,6 +42,8 @@ def _expected(plan: BuildPlan) -> dict[str, Any]:
     expected: dict[str, Any] = {
         f"build_config.{name}": value for name, value in plan.limits.model_dump().items()
     }
+    gathers = bool(plan.settings.get("gather_logits", False))
+    expected["build_config.gather_generation_logits"] = gathers
     # Without padding and with a paged context the library has no use for this limit, and says so.
     del expected["build_config.max_input_len"]
     expected |= {

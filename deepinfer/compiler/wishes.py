@@ -50,6 +50,9 @@ class BuildWishes(BaseModel):
     experimental: bool = Field(
         False, description="Allow what the library builds without listing it as supported"
     )
+    gather_logits: bool = Field(
+        False, description="Let an engine for a GPU give the log probabilities of alternatives"
+    )
     smoke_test: bool = Field(True, description="Generate a few tokens after a build for a GPU")
     trust_remote_code: bool = Field(
         False, description="Run Python code that comes with the checkpoint"

@@ -12,7 +12,15 @@ from deepinfer.server.context import RequestContext
 from deepinfer.server.disconnect import CancelOnDisconnect
 from deepinfer.server.errors import handle_http_exception, handle_request_error
 from deepinfer.server.openapi import build_openapi
-from deepinfer.server.routes import chat, completions, gpu, health, models
+from deepinfer.server.routes import (
+    chat,
+    completions,
+    gpu,
+    health,
+    models,
+    tokenize,
+    version,
+)
 from deepinfer.server.state import ServerState
 
 
@@ -27,7 +35,7 @@ def create_app(state: ServerState) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for route in (health, gpu, models, completions, chat):
+    for route in (health, version, gpu, models, tokenize, completions, chat):
         app.include_router(route.make_router(state))
     app.add_exception_handler(RequestError, handle_request_error)
     app.add_exception_handler(HTTPException, handle_http_exception)

@@ -1,4 +1,4 @@
-"""The key check: every route but /health needs one when any is set.
+"""The key check: every route but those of /health needs one when any is set.
 
 Keys are compared by their digests, all of them each time, so that the time taken tells nothing
 about how near a guess came. A key is never logged.
@@ -17,7 +17,7 @@ from deepinfer.errors import InvalidApiKey
 from deepinfer.server.errors import error_response
 from deepinfer.server.record import record_of
 
-OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 
 
 class KeyCheck:

@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from deepinfer.errors import ContentTooLarge, UnsupportedMediaType
 from deepinfer.server.errors import ClientDisconnected, from_validation
-from deepinfer.server.schemas import Schema
+from deepinfer.server.schema_base import Schema
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Which engine of a folder is served. It reads manifests and looks at no payload's content."""
+"""Which engines of a folder are served. It reads manifests and looks at no payload's content."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ logger = logging.getLogger(__name__)
 BUILD_HINT = "make one with `deepinfer build --model sample --output {folder}`"
 
 
-def choose_engine(engine_dir: Path, model: str | None) -> EngineFolder:
-    """The only engine in `engine_dir`, or the one called `model`. Raises EngineError."""
-    engine = _choose(engine_dir, _read_engines(engine_dir), model)
-    damage = next(find_damage(engine, with_digests=False), None)
-    if damage is not None:
+def choose_engines(engine_dir: Path, model: str | None) -> list[EngineFolder]:
+    """Every whole engine in `engine_dir`, in the order of their folders, or the one called `model`.
+
+    Of several engines of one model, `model` means the newest. Raises EngineError when there is
+    nothing to serve; what is passed over is said in the log.
+    """
+    engines = _drop_namesakes(_read_engines(engine_dir))
+    if not engines:
         raise EngineError(
-            f"engine `{engine.manifest.name}` is damaged: {damage}",
-            hint="rebuild it with `deepinfer build --force`",
+            f"there is no engine in `{engine_dir}`", hint=BUILD_HINT.format(folder=engine_dir)
         )
-    return engine
+    return _keep_whole(engines if model is None else [_find(engine_dir, engines, model)])
 
 
 def _read_engines(engine_dir: Path) -> list[EngineFolder]:
@@ -42,28 +44,58 @@ def _read_engines(engine_dir: Path) -> list[EngineFolder]:
     return engines
 
 
-def _choose(engine_dir: Path, engines: Sequence[EngineFolder], model: str | None) -> EngineFolder:
-    if not engines:
-        raise EngineError(
-            f"there is no engine in `{engine_dir}`", hint=BUILD_HINT.format(folder=engine_dir)
-        )
-    matches = [
-        engine
-        for engine in engines
-        if model is None or model in (engine.manifest.name, engine.manifest.model.id)
-    ]
+def _keep_whole(engines: Sequence[EngineFolder]) -> list[EngineFolder]:
+    whole: list[EngineFolder] = []
+    errors: list[EngineError] = []
+    for engine in engines:
+        damage = next(find_damage(engine, with_digests=False), None)
+        if damage is None:
+            whole.append(engine)
+            continue
+        what = f"engine `{engine.manifest.name}` is damaged: {damage}"
+        errors.append(EngineError(what, hint="rebuild it with `deepinfer build --force`"))
+    if not whole:
+        raise errors[0]
+    for damaged in errors:
+        logger.warning("not served: %s", damaged.message)
+    return whole
+
+
+def _find(engine_dir: Path, engines: Sequence[EngineFolder], model: str) -> EngineFolder:
+    """An engine's own name comes before the id of a model."""
+    named = [engine for engine in engines if engine.manifest.name == model]
+    matches = named or [engine for engine in engines if engine.manifest.model.id == model]
     if not matches:
         raise EngineError(
             f"there is no engine for `{model}` in `{engine_dir}`",
             hint=f"it has {_list_names(engines)}",
         )
+    newest = _newest(matches)
     if len(matches) > 1:
-        what = f"`{engine_dir}` holds" if model is None else f"`{model}` is the model of"
-        raise EngineError(
-            f"{what} {len(matches)} engines, and one is served at a time",
-            hint=f"choose with --model: {_list_names(matches)}",
-        )
-    return matches[0]
+        logger.warning(
+            "`%s` is the model of %d engines, %s; the newest is served, `%s`",
+            model, len(matches), _list_names(matches), newest.manifest.name,
+        )  # fmt: skip
+    return newest
+
+
+def _drop_namesakes(engines: Sequence[EngineFolder]) -> list[EngineFolder]:
+    """Of engines with one name, copies of a folder for instance, only the newest can be called."""
+    namesakes: dict[str, list[EngineFolder]] = {}
+    for engine in engines:
+        namesakes.setdefault(engine.manifest.name, []).append(engine)
+    kept = [_newest(group) for group in namesakes.values()]
+    for engine in engines:
+        if not any(engine is other for other in kept):
+            logger.warning(
+                "`%s` is not served: a newer engine is called `%s` too",
+                engine.path, engine.manifest.name,
+            )  # fmt: skip
+    return kept
+
+
+def _newest(engines: Sequence[EngineFolder]) -> EngineFolder:
+    return max(engines, key=lambda engine: engine.manifest.build.created_at)
 
 
 def _list_names(engines: Sequence[EngineFolder]) -> str:

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deepinfer.logs import current_request_id
+from deepinfer.server.auth import OPEN_PATHS
 from deepinfer.server.errors import ClientDisconnected, as_request_error, error_response
 from deepinfer.server.ids import choose_request_id
 from deepinfer.server.record import RECORD_KEY, RequestRecord
@@ -66,7 +67,7 @@ class RequestContext:
 
 def _log(scope: Scope, record: RequestRecord) -> None:
     """One line a request; probes, which come every second, are worth it only when debugging."""
-    level = logging.DEBUG if scope["path"] == "/health" else logging.INFO
+    level = logging.DEBUG if scope["path"] in OPEN_PATHS else logging.INFO
     if logger.isEnabledFor(level):
         path = scope["raw_path"][:MAX_LOGGED_PATH].decode("ascii", "backslashreplace")
         logger.log(level, "%s %s %s", scope["method"], path, " ".join(_describe(record)))

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 
+from deepinfer.engine import FAILED
 from deepinfer.errors import ModelNotFound
 from deepinfer.manifest import EngineManifest
 from deepinfer.runtime.client import EngineClient
+from deepinfer.server.names import EngineNames
 from deepinfer.text.chat_template import ChatTemplate
+from deepinfer.text.reasoning import find_reasoning
 from deepinfer.text.tokenizer import Tokenizer
+from deepinfer.text.tool_calls import ToolFormat
+from deepinfer.text.tool_choice import find_tool_format
 from deepinfer.validation import MAX_SHOWN_CHARS
 
 
@@ -21,14 +27,27 @@ class ServedEngine:
     client: EngineClient
     tokenizer: Tokenizer
     chat_template: ChatTemplate
+    names: EngineNames
 
     @property
     def manifest(self) -> EngineManifest:
         return self.client.manifest
 
+    @cached_property
+    def tool_format(self) -> ToolFormat | None:
+        """How the model writes tool calls, by its chat template; None when that shows none."""
+        source = self.chat_template.source(has_tools=True)
+        return find_tool_format(source, self.tokenizer.special_texts)
+
+    @cached_property
+    def is_thinking(self) -> bool:
+        """Whether answers may begin with a block of reasoning."""
+        return find_reasoning(self.chat_template.source(has_tools=False)) is not None
+
     @property
     def model_id(self) -> str:
-        return self.manifest.model.id
+        """What answers say; the model's own id unless it is served under another."""
+        return self.names.listed[0]
 
     @property
     def created(self) -> int:
@@ -37,7 +56,7 @@ class ServedEngine:
 
 
 class EngineCatalog:
-    """Finds an engine by what a client calls it: the model's id or the engine's name."""
+    """Finds an engine by what a client calls it."""
 
     def __init__(self, engines: Sequence[ServedEngine]) -> None:
         assert engines, "a server without an engine has nothing to serve"
@@ -45,7 +64,7 @@ class EngineCatalog:
         self._by_name = {
             name: engine
             for engine in self._engines
-            for name in (engine.manifest.name, engine.model_id)
+            for name in (*engine.names.listed, *engine.names.unlisted)
         }
 
     def __iter__(self) -> Iterator[ServedEngine]:
@@ -53,8 +72,9 @@ class EngineCatalog:
 
     @property
     def default(self) -> ServedEngine:
-        """The one that answers when a client names none."""
-        return self._engines[0]
+        """The one that answers when a client names none: the first that can be loaded."""
+        can_load = (engine for engine in self if engine.client.status.phase != FAILED)
+        return next(can_load, self._engines[0])
 
     def find(self, name: str | None) -> ServedEngine:
         """Raises ModelNotFound, which lists the names that exist."""
@@ -63,11 +83,11 @@ class EngineCatalog:
         try:
             return self._by_name[name]
         except KeyError:
-            known = ", ".join(f"`{known}`" for known in dict.fromkeys(self._model_ids()))
+            known = ", ".join(f"`{known}`" for known in self._listed_names())
             raise ModelNotFound(
                 f"There is no model `{name[:MAX_SHOWN_CHARS]}`; this server has {known}",
                 param="model",
             ) from None
 
-    def _model_ids(self) -> Iterator[str]:
-        return (engine.model_id for engine in self._engines)
+    def _listed_names(self) -> Iterator[str]:
+        return (name for engine in self._engines for name in engine.names.listed)

@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from deepinfer.errors import InternalError
+from deepinfer.errors import InternalError, InvalidValue, RequestError
 from deepinfer.generation import FinishReason, TokenChunk, Usage
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.prepare import Choice, Plan
@@ -101,7 +101,7 @@ class Generation:
             if has_ended:
                 continue  # tokens that were under way when a stop string ended it
             if chunk.finish_reason is FinishReason.ERROR:
-                raise InternalError(chunk.message or "The engine could not finish this request")
+                raise _error_of(chunk)
             text = output.push(chunk)
             if choice.request.sampling.num_log_probs is not None:
                 placed = tokens.setdefault(choice.index, [])
@@ -133,6 +133,13 @@ class Generation:
         reasons = (choice.output.finish_reason for choice in self._plan.choices)
         self._record.usage = self.usage
         self._record.finish_reasons = [reason or FinishReason.CANCELLED for reason in reasons]
+
+
+def _error_of(chunk: TokenChunk) -> RequestError:
+    message = chunk.message or "The engine could not finish this request"
+    if chunk.refused_param is not None:
+        return InvalidValue(message, param=chunk.refused_param)
+    return InternalError(message)
 
 
 def _finish_reason(choice: Choice) -> Literal["stop", "length"]:

@@ -17,6 +17,8 @@ from collections.abc import Callable, Generator
 
 import uvicorn
 
+from deepinfer.errors import BackendError
+from deepinfer.runtime.client import EngineClient
 from deepinfer.server.app import create_app
 from deepinfer.server.listen import BACKLOG
 from deepinfer.server.state import ServerState
@@ -63,7 +65,7 @@ class _StopSignals:
 async def serve(state: ServerState, listener: socket.socket, announce: Callable[[], None]) -> None:
     """Run until a signal comes and all is drained; call `announce` when the engines are ready.
 
-    Raises BackendError or EngineError when an engine cannot be loaded.
+    Raises BackendError when no engine can be loaded; of several, those that can are served.
     """
     signals = _StopSignals(state)
     signals.install()
@@ -120,9 +122,26 @@ async def _load(state: ServerState) -> None:
     clients = [engine.client for engine in state.engines]
     for client in clients:
         await client.start()
-    for client in clients:
-        await client.wait_ready()
+    failures = await asyncio.gather(*map(_wait_ready, clients))
+    first_failure = failures[0]
+    if first_failure is not None and all(failures):
+        raise first_failure
+    for client, failure in zip(clients, failures, strict=True):
+        if failure is not None:
+            logger.error("engine `%s` is not served: %s", client.manifest.name, _whole(failure))
     logger.info("ready after %.1f s", time.monotonic() - started_at)
+
+
+async def _wait_ready(client: EngineClient) -> BackendError | None:
+    try:
+        await client.wait_ready()
+    except BackendError as error:
+        return error
+    return None
+
+
+def _whole(error: BackendError) -> str:
+    return error.message if error.hint is None else f"{error.message}; {error.hint}"
 
 
 async def _drain(state: ServerState, signals: _StopSignals) -> None:

@@ -17,10 +17,13 @@ from deepinfer import errors
 from deepinfer.errors import RequestError
 from deepinfer.server.auth import OPEN_PATHS
 from deepinfer.server.responses import ErrorBody
-from deepinfer.server.schemas import ChatBody, CompletionBody, Schema
+from deepinfer.server.schema_base import Schema
+from deepinfer.server.schemas import ChatBody, CompletionBody
+from deepinfer.server.token_bodies import DetokenizeBody, TokenizeBody
 
 REF_TEMPLATE = "#/components/schemas/{model}"
 KEY_SCHEME = "ApiKey"
+BODIES: tuple[type[Schema], ...] = (CompletionBody, ChatBody, TokenizeBody, DetokenizeBody)
 
 ANY_ROUTE: tuple[type[RequestError], ...] = (errors.InvalidApiKey, errors.InternalError)
 GENERATING_ROUTE: tuple[type[RequestError], ...] = (
@@ -36,6 +39,18 @@ GENERATING_ROUTE: tuple[type[RequestError], ...] = (
     errors.EngineLoading,
     errors.ShuttingDown,
     errors.EngineUnavailable,
+    *ANY_ROUTE,
+)
+
+TOKENIZING_ROUTE: tuple[type[RequestError], ...] = (
+    errors.InvalidJson,
+    errors.MissingParameter,
+    errors.InvalidValue,
+    errors.UnsupportedParameter,
+    errors.ModelNotFound,
+    errors.ContentTooLarge,
+    errors.UnsupportedMediaType,
+    errors.ShuttingDown,
     *ANY_ROUTE,
 )
 
@@ -82,7 +97,7 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
     _, bodies = models_json_schema(
-        [(CompletionBody, "validation"), (ChatBody, "validation")], ref_template=REF_TEMPLATE
+        [(body, "validation") for body in BODIES], ref_template=REF_TEMPLATE
     )
     components = document.setdefault("components", {})
     components.setdefault("schemas", {}).update(bodies["$defs"])

@@ -11,10 +11,13 @@ import random
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
+from typing import Any
 
-from deepinfer.errors import ContextLengthExceeded, InvalidValue
-from deepinfer.generation import GenerationRequest, SamplingParams
+from deepinfer.errors import ContextLengthExceeded, InvalidValue, UnsupportedParameter
+from deepinfer.generation import GenerationRequest, Grammar, SamplingParams, TokenId
 from deepinfer.server.engines import ServedEngine
+from deepinfer.server.forced_calls import find_grammar
+from deepinfer.server.messages import ChatMessage
 from deepinfer.server.schemas import (
     DEFAULT_MAX_TOKENS,
     INT64_MAX,
@@ -25,6 +28,7 @@ from deepinfer.server.schemas import (
     TokenIds,
 )
 from deepinfer.text.output import OutputText
+from deepinfer.text.reasoning import CLOSING, OPENING
 from deepinfer.text.scores import ScoreKeeper
 from deepinfer.text.stop import StopMatcher
 
@@ -67,22 +71,40 @@ class Plan:
 
 async def prepare_completion(engine: ServedEngine, body: CompletionBody, id_: str) -> Plan:
     """Raises InvalidValue or ContextLengthExceeded."""
-    prompts = await _tokenize_prompts(engine, body.prompt)
+    prompts = await tokenize_prompts(
+        engine, body.prompt, add_special_tokens=body.add_special_tokens
+    )
     scoring = Scoring(body.logprobs, body.echo)
     return _plan(engine, body, prompts, body.max_tokens, id_, scoring, param="prompt")
 
 
 async def prepare_chat(engine: ServedEngine, body: ChatBody, id_: str) -> Plan:
     """Raises InvalidValue, also when the model has no chat template, or ContextLengthExceeded."""
-    prompt = await _tokenize_chat(engine, body)
+    if body.offers_tools and engine.tool_format is None:
+        raise UnsupportedParameter(
+            "This model's chat template shows no way of calling tools that is known here",
+            param="tools",
+        )
+    prompt = await tokenize_chat(
+        engine,
+        body.messages,
+        add_special_tokens=body.add_special_tokens,
+        add_generation_prompt=body.add_generation_prompt,
+        continues_final_message=body.continue_final_message,
+        arguments=body.template_arguments,
+    )
     scoring = Scoring((body.top_logprobs or 0) if body.logprobs else None)
     return _plan(engine, body, [prompt], body.asked_max_tokens, id_, scoring, param="messages")
 
 
-async def _tokenize_prompts(engine: ServedEngine, prompts: Sequence[Prompt]) -> list[TokenIds]:
+async def tokenize_prompts(
+    engine: ServedEngine, prompts: Sequence[Prompt], *, add_special_tokens: bool
+) -> list[TokenIds]:
+    """Token ids pass as they are; long texts are tokenised in a thread."""
+
     def tokenize() -> list[TokenIds]:
         return [
-            tuple(engine.tokenizer.encode(prompt, add_special_tokens=True))
+            tuple(engine.tokenizer.encode(prompt, add_special_tokens=add_special_tokens))
             if isinstance(prompt, str)
             else prompt
             for prompt in prompts
@@ -92,14 +114,21 @@ async def _tokenize_prompts(engine: ServedEngine, prompts: Sequence[Prompt]) -> 
     return tokenize() if num_chars <= INLINE_CHARS else await asyncio.to_thread(tokenize)
 
 
-async def _tokenize_chat(engine: ServedEngine, body: ChatBody) -> TokenIds:
-    messages = [message.as_template_input() for message in body.messages]
+async def tokenize_chat(
+    engine: ServedEngine,
+    messages: Sequence[ChatMessage],
+    *,
+    add_special_tokens: bool,
+    **template_options: Any,
+) -> TokenIds:
+    """`template_options` are those of ChatTemplate.render, and so is what this raises."""
+    inputs = [message.as_template_input() for message in messages]
 
     def tokenize() -> TokenIds:
-        text = engine.chat_template.render(messages)
-        return tuple(engine.tokenizer.encode(text, add_special_tokens=False))
+        text = engine.chat_template.render(inputs, **template_options)
+        return tuple(engine.tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
-    num_chars = sum(len(message.content) for message in body.messages)
+    num_chars = sum(message.num_chars for message in messages)
     return tokenize() if num_chars <= INLINE_CHARS else await asyncio.to_thread(tokenize)
 
 
@@ -113,6 +142,8 @@ def _plan(
     *,
     param: str,
 ) -> Plan:
+    if body.truncate_prompt_tokens is not None:
+        prompts = [prompt[-body.truncate_prompt_tokens :] for prompt in prompts]
     max_tokens = [_fit_max_tokens(engine, len(p), asked_max_tokens, param) for p in prompts]
     prompt_tokens = sum(len(prompt) for prompt in prompts)
     if prompt_tokens * body.n > MAX_PROMPT_TOKENS_PER_REQUEST:
@@ -121,28 +152,56 @@ def _plan(
             f"at most {MAX_PROMPT_TOKENS_PER_REQUEST:,}",
             param="n",
         )
-    _check_token_ids(engine, body.stop_token_ids, "stop_token_ids")
-    _check_token_ids(engine, tuple(body.logit_bias), "logit_bias")
+    check_token_ids(engine, body.stop_token_ids, "stop_token_ids")
+    check_token_ids(engine, tuple(body.logit_bias), "logit_bias")
     seed = random.getrandbits(63) if body.seed is None else body.seed
-    stop = StopMatcher(body.stop)
+    grammar = find_grammar(engine, body)
+    shown = _shown_tokens(engine, body, grammar)
+    stop = StopMatcher(body.stop, is_shown=body.include_stop_str_in_output)
     choices: list[Choice] = []
     for prompt, limit in zip(prompts, max_tokens, strict=True):
-        _check_token_ids(engine, prompt, param)
+        check_token_ids(engine, prompt, param)
         echo = engine.tokenizer.decode(prompt) if scoring.is_echo else None
         for i in range(body.n):
             index = len(choices)
             request = GenerationRequest(
                 request_id=f"{id_}-{index}",
                 prompt_token_ids=prompt,
-                sampling=_sampling(body, limit, _wrap_int64(seed + i), scoring),
+                sampling=_sampling(body, limit, _wrap_int64(seed + i), scoring, grammar),
             )
             # A completion goes on from its prompt, a chat answer is a text of its own.
-            continues = prompt if isinstance(body, CompletionBody) else ()
+            continues = prompt if _goes_on(body) else ()
             # The copy shares the compiled stop strings, which are made once a request.
-            detokenizer = engine.tokenizer.detokenizer(continues)
-            output = OutputText(detokenizer, copy(stop), _keep_scores(engine, scoring, echo))
+            output = OutputText(
+                engine.tokenizer.detokenizer(continues, shown=shown),
+                copy(stop),
+                _keep_scores(engine, scoring, echo),
+                is_stop_shown=body.include_stop_str_in_output,
+            )
             choices.append(Choice(index, request, output, echo))
     return Plan(tuple(choices), prompt_tokens)
+
+
+def _shown_tokens(
+    engine: ServedEngine, body: GenerationBody, grammar: Grammar | None
+) -> frozenset[TokenId]:
+    """Special tokens that are part of the text: all if asked for, else those that are read here."""
+    # The libraries' grammars take a special token for its text, which then is a part of the answer.
+    if not body.skip_special_tokens or grammar is not None:
+        return engine.tokenizer.special_token_ids
+    if not isinstance(body, ChatBody):
+        return frozenset()
+    markers: tuple[str, ...] = (OPENING, CLOSING) if engine.is_thinking else ()
+    if body.offers_tools and engine.tool_format is not None:
+        markers += engine.tool_format.markers
+    return engine.tokenizer.find_special(markers)
+
+
+def _goes_on(body: GenerationBody) -> bool:
+    """Whether the answer's text continues the prompt's, and is no text of its own."""
+    return isinstance(body, CompletionBody) or (
+        isinstance(body, ChatBody) and body.continue_final_message
+    )
 
 
 def _keep_scores(engine: ServedEngine, scoring: Scoring, echo: str | None) -> ScoreKeeper | None:
@@ -174,7 +233,8 @@ def _fit_max_tokens(engine: ServedEngine, prompt_len: int, asked: int | None, pa
     return asked
 
 
-def _check_token_ids(engine: ServedEngine, token_ids: Sequence[int], param: str) -> None:
+def check_token_ids(engine: ServedEngine, token_ids: Sequence[int], param: str) -> None:
+    """Raises InvalidValue for an id that the model has no token for."""
     vocab_size = engine.manifest.tokens.vocab_size
     for token_id in (min(token_ids, default=0), max(token_ids, default=0)):
         if not 0 <= token_id < vocab_size:
@@ -185,7 +245,9 @@ def _check_token_ids(engine: ServedEngine, token_ids: Sequence[int], param: str)
             )
 
 
-def _sampling(body: GenerationBody, max_tokens: int, seed: int, scoring: Scoring) -> SamplingParams:
+def _sampling(
+    body: GenerationBody, max_tokens: int, seed: int, scoring: Scoring, grammar: Grammar | None
+) -> SamplingParams:
     if body.min_tokens > max_tokens:
         raise InvalidValue(
             f"`min_tokens` is {body.min_tokens:,}, more than the {max_tokens:,} tokens that may be "
@@ -208,6 +270,7 @@ def _sampling(body: GenerationBody, max_tokens: int, seed: int, scoring: Scoring
         logit_bias=body.logit_bias,
         num_log_probs=scoring.num_log_probs,
         with_prompt_log_probs=scoring.with_prompt,
+        grammar=grammar,
     )
 
 

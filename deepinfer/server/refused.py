@@ -15,26 +15,16 @@ Neutral = Mapping[str, tuple[Any, ...]]
 # Of every route that generates. The second group is known from vLLM, SGLang and TensorRT-LLM.
 GENERATION: Neutral = {
     "allowed_token_ids": (),
-    "add_special_tokens": (True,),
     "bad_words": ([],),
     "early_stopping": (False,),
     "ebnf": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "include_stop_str_in_output": (False,),
     "json_schema": (),
     "length_penalty": (1, 1.0),
     "lora_request": (),
     "priority": (0,),
     "prompt_logprobs": (),
     "regex": (),
-    "response_format": ({"type": "text"},),
-    "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
-    "structured_outputs": (),
-    "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
 }
 
@@ -49,18 +39,10 @@ CHAT: Neutral = {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),  # of no tools
     "prediction": (),
-    "reasoning_effort": ("none",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "verbosity": ("medium",),
     "web_search_options": (),
-    "add_generation_prompt": (True,),
-    "add_special_tokens": (False,),  # the chat template writes them
     "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "continue_final_message": (False,),
     "documents": ([],),
     "echo": (False,),
 }
@@ -69,12 +51,17 @@ MESSAGE: Neutral = {
     "audio": (),
     "function_call": (),
     "prefix": (False,),
-    "tool_calls": ([],),
 }
 
 STREAM_OPTIONS: Neutral = {
-    "continuous_usage_stats": (False,),
     "include_obfuscation": (False,),
+}
+
+TOKENIZE: Neutral = {
+    "chat_template": (),
+    "mm_processor_kwargs": ({},),
+    "return_token_strs": (False,),
+    "tools": ([],),
 }
 
 # Fields that say something about the request and nothing about the answer.

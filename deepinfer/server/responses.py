@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from deepinfer import generation
 
 FinishReason = Literal["stop", "length"]
+ChatFinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class Answer(BaseModel):
@@ -89,17 +90,35 @@ class ChatLogProbs(Answer):
     refusal: None = None
 
 
+class CalledFunction(Answer):
+    name: str
+    arguments: str
+
+
+class CallOfTool(Answer):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class AssistantMessage(Answer):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+
+
+class ReadMessage(AssistantMessage):
+    """The message of a model that thinks, or of a request with tools."""
+
+    reasoning_content: str | None = None
+    tool_calls: list[CallOfTool] | None = None
 
 
 class ChatChoice(Answer):
     index: int
-    message: AssistantMessage
+    message: ReadMessage | AssistantMessage
     logprobs: ChatLogProbs | None = None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
 
 
 class ChatCompletion(Answer):
@@ -111,16 +130,32 @@ class ChatCompletion(Answer):
     usage: Usage
 
 
+class FunctionDelta(Answer):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class CallDelta(Answer):
+    """`id`, `type` and the function's name come once, with the first piece of a call."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
 class ChatDelta(Answer):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[CallDelta] | None = None
 
 
 class ChatChunkChoice(Answer):
     index: int
     delta: ChatDelta
     logprobs: ChatLogProbs | None = None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
 
 
 class ChatChunk(Answer):
@@ -137,8 +172,11 @@ class Model(Answer):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "deepinfer"
+    root: str  # the model's own id, whatever name it is served under
     max_model_len: int
     context_length: int
+    engine: str
+    status: str  # the phase of the engine's life
 
 
 class ModelList(Answer):
@@ -151,6 +189,37 @@ class Health(Answer):
     model: str
     gpus: int
     nvidia_5090: bool
+
+
+class Alive(Answer):
+    status: Literal["alive"] = "alive"
+
+
+class EngineState(Answer):
+    """Where one of the server's engines is in its life."""
+
+    model: str
+    engine: str
+    phase: str
+    percent: int
+
+
+class Ready(Health):
+    models: list[EngineState]
+
+
+class Version(Answer):
+    version: str
+
+
+class Tokenized(Answer):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+
+
+class Detokenized(Answer):
+    prompt: str
 
 
 class GpuInfo(Answer):
@@ -186,3 +255,7 @@ class ErrorBody(Answer):
 class NotReady(ErrorBody):
     phase: str
     percent: int
+
+
+class NoneReady(NotReady):
+    models: list[EngineState]

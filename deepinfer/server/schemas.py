@@ -9,26 +9,20 @@ that are known from other servers and refused here are in `refused.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     FailFast,
     Field,
-    GetJsonSchemaHandler,
     PlainValidator,
-    ValidationInfo,
     WithJsonSchema,
-    field_validator,
     model_validator,
 )
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError
 
 from deepinfer.server import refused as refused_fields
+from deepinfer.server.messages import ChatMessage, Tool, ToolChoice, ToolWish
+from deepinfer.server.schema_base import Schema, invalid, unsupported
+from deepinfer.server.structured import StructuredFields
 from deepinfer.validation import MAX_SHOWN_CHARS
 
 # Bounds of OpenAI's description of its API.
@@ -44,7 +38,7 @@ MAX_STOP_TOKEN_IDS = 128
 MAX_LOGIT_BIASES = 1_024
 MAX_TOKEN_ID_DIGITS = 10
 MAX_MESSAGES = 10_000
-MAX_NAME_CHARS = 256
+MAX_TOOLS = 128  # as in the OpenAI API
 MAX_SEQUENCES = 1_024  # prompts times choices
 MAX_REPETITION_PENALTY = 10.0
 INT32_MAX = 2**31 - 1
@@ -56,83 +50,17 @@ TokenIds = tuple[int, ...]
 Prompt = str | TokenIds
 
 
-def _invalid(rule: str, at: str = "") -> PydanticCustomError:
-    """A broken rule that pydantic has no word for; `at` leads on from the field to the culprit."""
-    return PydanticCustomError("invalid_value", "{rule}", {"rule": rule, "at": at})
-
-
-def _unsupported(rule: str, at: str = "") -> PydanticCustomError:
-    return PydanticCustomError("unsupported_parameter", "{rule}", {"rule": rule, "at": at})
-
-
-class Schema(BaseModel):
-    """Unknown fields are kept aside, so that they can be named in a log, and change nothing."""
-
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False)
-    refused: ClassVar[refused_fields.Neutral] = {}
-    without_effect: ClassVar[Mapping[str, str]] = {}
-
-    @property
-    def unknown_fields(self) -> set[str]:
-        return set(self.model_extra or ()) - self.refused.keys() - self.without_effect.keys()
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _read_null_as_default(cls, value: object, info: ValidationInfo) -> object:
-        assert info.field_name is not None
-        field = cls.model_fields[info.field_name]
-        if value is not None or field.is_required():
-            return value
-        return field.get_default(call_default_factory=True, validated_data={})
-
-    @model_validator(mode="after")
-    def _refuse_unsupported(self) -> Self:
-        name = refused_fields.find_refused(self.model_extra or {}, self.refused)
-        if name is not None:
-            raise _unsupported("is not supported by this server; leave it out", name)
-        return self
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        schema = handler.resolve_ref_schema(handler(core_schema))
-        required = schema.get("required", ())
-        properties = {
-            name: field if name in required else _or_null(field)
-            for name, field in schema["properties"].items()
-        }
-        schema["properties"] = {
-            **properties,
-            **{name: {"description": text} for name, text in cls.without_effect.items()},
-            **refused_fields.describe(cls.refused),
-        }
-        return schema
-
-
-def _or_null(field: dict[str, Any]) -> dict[str, Any]:
-    """The same field where null may stand for its default."""
-    options = field.get("anyOf", ())
-    if {"type": "null"} in options:
-        return field
-    about: dict[str, Any] = {
-        key: field[key] for key in ("default", "description", "title") if key in field
-    }
-    rest = {key: value for key, value in field.items() if key not in about}
-    return {"anyOf": [*(options or [rest]), {"type": "null"}], **about}
-
-
 def _parse_stop(value: object) -> tuple[str, ...]:
     strings = [value] if isinstance(value, str) else value
     if not isinstance(strings, list | tuple) or not all(isinstance(s, str) for s in strings):
-        raise _invalid("must be a string or an array of strings")
+        raise invalid("must be a string or an array of strings")
     if len(strings) > MAX_STOP_STRINGS:
-        raise _invalid(f"must have at most {MAX_STOP_STRINGS} strings")
+        raise invalid(f"must have at most {MAX_STOP_STRINGS} strings")
     for index, string in enumerate(strings):
         if not string:
-            raise _invalid("must not be empty", f"[{index}]")
+            raise invalid("must not be empty", f"[{index}]")
         if len(string) > MAX_STOP_CHARS:
-            raise _invalid(f"must have at most {MAX_STOP_CHARS:,} characters", f"[{index}]")
+            raise invalid(f"must have at most {MAX_STOP_CHARS:,} characters", f"[{index}]")
     return tuple(strings)
 
 
@@ -156,16 +84,16 @@ StopStrings = Annotated[
 
 def _parse_logit_bias(value: object) -> dict[int, float]:
     if not isinstance(value, dict):
-        raise _invalid("must be an object of token ids and numbers")
+        raise invalid("must be an object of token ids and numbers")
     if len(value) > MAX_LOGIT_BIASES:
-        raise _invalid(f"must have at most {MAX_LOGIT_BIASES:,} token ids")
+        raise invalid(f"must have at most {MAX_LOGIT_BIASES:,} token ids")
     bias = {}
     for key, number in value.items():
         at = key[:MAX_SHOWN_CHARS]
         if not (key.isascii() and key.isdigit() and len(key) <= MAX_TOKEN_ID_DIGITS):
-            raise _invalid("must be named by a token id", at)
+            raise invalid("must be named by a token id", at)
         if type(number) not in (int, float) or not -MAX_LOGIT_BIAS <= number <= MAX_LOGIT_BIAS:
-            raise _invalid(f"must be a number from -{MAX_LOGIT_BIAS} to {MAX_LOGIT_BIAS}", at)
+            raise invalid(f"must be a number from -{MAX_LOGIT_BIAS} to {MAX_LOGIT_BIAS}", at)
         bias[int(key)] = float(number)
     return bias
 
@@ -194,9 +122,12 @@ class StreamOptions(Schema):
     include_usage: bool = Field(
         default=False, description="End the stream with a chunk that holds the usage"
     )
+    continuous_usage_stats: bool = Field(
+        default=False, description="Say the usage so far in every chunk; needs include_usage"
+    )
 
 
-class GenerationBody(Schema):
+class GenerationBody(StructuredFields, Schema):
     """The fields that completions and chat completions share."""
 
     without_effect = refused_fields.WITHOUT_EFFECT
@@ -253,6 +184,15 @@ class GenerationBody(Schema):
         default_factory=dict,
         description="Added to the logits of tokens, by token id; refused by engines for the CPU",
     )
+    include_stop_str_in_output: bool = Field(
+        default=False, description="Show the stop string or stop token that ended the answer"
+    )
+    skip_special_tokens: bool = Field(
+        default=True, description="Leave special tokens out of the text"
+    )
+    truncate_prompt_tokens: int | None = Field(
+        default=None, ge=1, le=INT32_MAX, description="Keep so many tokens of the prompt, the last"
+    )
     min_tokens: int = Field(
         default=0, ge=0, le=INT32_MAX, description="Tokens before the model may end the answer"
     )
@@ -265,10 +205,16 @@ class GenerationBody(Schema):
     def includes_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
+    @property
+    def has_continuous_usage(self) -> bool:
+        return self.includes_usage and bool(
+            self.stream_options and self.stream_options.continuous_usage_stats
+        )
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise _invalid("needs `stream` to be true", "stream_options")
+            raise invalid("needs `stream` to be true", "stream_options")
         return self
 
 
@@ -277,13 +223,13 @@ def _parse_prompts(value: object) -> tuple[Prompt, ...]:
     if isinstance(value, str):
         return (_check_text(value, ""),)
     if not isinstance(value, list | tuple):
-        raise _invalid(PROMPT_RULE)
+        raise invalid(PROMPT_RULE)
     if not value:
-        raise _invalid("must not be empty")
+        raise invalid("must not be empty")
     if type(value[0]) is int:
         return (_check_token_ids(value, ""),)
     if len(value) > MAX_SEQUENCES:
-        raise _invalid(f"must have at most {MAX_SEQUENCES:,} prompts")
+        raise invalid(f"must have at most {MAX_SEQUENCES:,} prompts")
     if isinstance(value[0], str):
         return tuple(_check_text(text, f"[{index}]") for index, text in enumerate(value))
     return tuple(_check_token_ids(ids, f"[{index}]") for index, ids in enumerate(value))
@@ -294,19 +240,19 @@ PROMPT_RULE = "must be a string, or an array of strings, of token ids or of arra
 
 def _check_text(text: object, at: str) -> str:
     if not isinstance(text, str):
-        raise _invalid("must be a string like the ones before it", at)
+        raise invalid("must be a string like the ones before it", at)
     if not text:
-        raise _invalid("must not be empty", at)
+        raise invalid("must not be empty", at)
     return text
 
 
 def _check_token_ids(token_ids: object, at: str) -> TokenIds:
     if not isinstance(token_ids, list | tuple):
-        raise _invalid(PROMPT_RULE if at == "[0]" else "must be an array of token ids", at)
+        raise invalid(PROMPT_RULE if at == "[0]" else "must be an array of token ids", at)
     if not token_ids:
-        raise _invalid("must not be empty", at)
+        raise invalid("must not be empty", at)
     if set(map(type, token_ids)) != {int}:
-        raise _invalid("must hold token ids only, which are whole numbers", at)
+        raise invalid("must hold token ids only, which are whole numbers", at)
     return tuple(token_ids)
 
 
@@ -356,6 +302,9 @@ class CompletionBody(GenerationBody):
         le=MAX_COMPLETION_LOGPROBS,
         description="Log probability of each token, and of so many of the likeliest at its place",
     )
+    add_special_tokens: bool = Field(
+        default=True, description="Begin a prompt's text with the tokenizer's own special tokens"
+    )
     echo: bool = Field(
         default=False, description="Begin the answer with the prompt, scored if `logprobs` is set"
     )
@@ -364,84 +313,15 @@ class CompletionBody(GenerationBody):
     def _check_counts(self) -> Self:
         if self.best_of is not None and self.best_of != self.n:
             if self.best_of < self.n:
-                raise _invalid(f"must be at least `n`, which is {self.n}", "best_of")
-            raise _unsupported("is supported with the value of `n` only; leave it out", "best_of")
+                raise invalid(f"must be at least `n`, which is {self.n}", "best_of")
+            raise unsupported("is supported with the value of `n` only; leave it out", "best_of")
         if len(self.prompt) * self.n > MAX_SEQUENCES:
-            raise _invalid(
+            raise invalid(
                 f"asks for {self.n} choices of {len(self.prompt):,} prompts each; at most "
                 f"{MAX_SEQUENCES:,} sequences may be generated by one request",
                 "n",
             )
         return self
-
-
-def _parse_role(value: object) -> object:
-    if value in ("tool", "function"):
-        raise _unsupported(f"may not be `{value}`: tools are not supported by this server")
-    return value
-
-
-def _parse_content(value: object) -> str:
-    """A string, or the texts of content parts with a line break between them."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list | tuple):
-        raise _invalid("must be a string or an array of text parts")
-    if not value:
-        raise _invalid("must not be an empty array")
-    return "\n".join(_parse_part(part, f"[{index}]") for index, part in enumerate(value))
-
-
-def _parse_part(part: object, at: str) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if not isinstance(part, dict) or not isinstance(kind, str):
-        raise _invalid('must be an object such as {"type": "text", "text": "..."}', at)
-    if kind != "text":
-        raise _unsupported(f"may only be `text`; `{kind[:40]}` is not supported", f"{at}.type")
-    text = part.get("text")
-    if not isinstance(text, str):
-        raise _invalid("must be a string", f"{at}.text")
-    return text
-
-
-Role = Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_parse_role)]
-Content = Annotated[
-    str,
-    PlainValidator(_parse_content),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string"},
-                {
-                    "type": "array",
-                    "minItems": 1,
-                    "items": {
-                        "type": "object",
-                        "required": ["type", "text"],
-                        "properties": {
-                            "type": {"type": "string", "enum": ["text"]},
-                            "text": {"type": "string"},
-                        },
-                    },
-                },
-            ]
-        }
-    ),
-]
-
-
-class ChatMessage(Schema):
-    refused = refused_fields.MESSAGE
-
-    role: Role
-    content: Content
-    name: str | None = Field(default=None, max_length=MAX_NAME_CHARS)
-
-    def as_template_input(self) -> dict[str, str]:
-        # Templates that know no developer would leave out what it says; OpenAI takes it for system.
-        role = "system" if self.role == "developer" else self.role
-        message = {"role": role, "content": self.content}
-        return message if self.name is None else {**message, "name": self.name}
 
 
 class ChatBody(GenerationBody):
@@ -455,6 +335,17 @@ class ChatBody(GenerationBody):
     max_completion_tokens: int | None = Field(
         default=None, ge=1, le=INT32_MAX, description="Another name for `max_tokens`"
     )
+    tools: list[Tool] = Field(
+        default_factory=list, max_length=MAX_TOOLS, description="Functions that the model may call"
+    )
+    tool_choice: ToolChoice = Field(
+        default=ToolWish("auto"),
+        description="Whether the model may or must call, and which function",
+        json_schema_extra={"default": "auto"},
+    )
+    parallel_tool_calls: bool = Field(
+        default=True, description="Whether one answer may hold several calls"
+    )
     logprobs: bool = Field(default=False, description="Log probability of each token")
     top_logprobs: int | None = Field(
         default=None,
@@ -462,6 +353,39 @@ class ChatBody(GenerationBody):
         le=MAX_TOP_LOGPROBS,
         description="Likeliest tokens at each place; needs logprobs: true",
     )
+    add_generation_prompt: bool = Field(
+        default=True, description="End the prompt where the assistant's answer begins"
+    )
+    continue_final_message: bool = Field(
+        default=False,
+        description="Go on with the last message; needs add_generation_prompt: false",
+    )
+    add_special_tokens: bool = Field(
+        default=False, description="Add special tokens to those that the chat template writes"
+    )
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = Field(
+        default=None, description="Handed to the chat template, which may know it"
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Arguments of the chat template that are known here"
+    )
+
+    @property
+    def offers_tools(self) -> bool:
+        return bool(self.tools) and self.tool_choice.mode != "none"
+
+    @property
+    def requires_call(self) -> bool:
+        return self.offers_tools and self.tool_choice.mode == "required"
+
+    @property
+    def template_arguments(self) -> dict[str, Any]:
+        arguments = dict(self.chat_template_kwargs)
+        if self.offers_tools:
+            arguments["tools"] = [tool.as_template_input() for tool in self.tools]
+        if self.reasoning_effort is not None:
+            arguments["reasoning_effort"] = self.reasoning_effort
+        return arguments
 
     @property
     def asked_max_tokens(self) -> int | None:
@@ -469,11 +393,15 @@ class ChatBody(GenerationBody):
 
     @model_validator(mode="after")
     def _check_together_in_chats(self) -> Self:
+        if self.continue_final_message and self.add_generation_prompt:
+            raise invalid("needs `add_generation_prompt` to be false", "continue_final_message")
+        if self.tool_choice.mode == "required" and not self.tools:
+            raise invalid("needs `tools`", "tool_choice")
         if self.top_logprobs is not None and not self.logprobs:
-            raise _invalid("needs `logprobs` to be true", "top_logprobs")
+            raise invalid("needs `logprobs` to be true", "top_logprobs")
         given = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(given) > 1:
-            raise _invalid(
+            raise invalid(
                 f"must equal `max_tokens`, which is {self.max_tokens:,}, or be left out",
                 "max_completion_tokens",
             )

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from deepinfer.errors import RequestError
 from deepinfer.generation import FinishReason, Usage
+from deepinfer.server.chat_reader import CallPart, ChatPart
 from deepinfer.server.errors import as_request_error, error_object
 from deepinfer.server.log_probs import as_chat, as_completion
 from deepinfer.server.record import record_of
@@ -52,12 +53,24 @@ def _encode(value: object) -> bytes:
     return encoded.decode().translate(_LINE_BREAKS).encode()
 
 
+def _encode_usage(usage: Usage) -> bytes:
+    return msgspec.json.encode(
+        {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.total_tokens,
+        }
+    )
+
+
 class _Events:
     """What the two kinds of streams have in common."""
 
     object: str
 
-    def __init__(self, id_: str, created: int, model: str, *, with_usage: bool) -> None:
+    def __init__(
+        self, id_: str, created: int, model: str, *, with_usage: bool, is_continuous: bool = False
+    ) -> None:
         head = msgspec.json.encode(
             {"id": id_, "object": self.object, "created": created, "model": model}
         )
@@ -65,19 +78,17 @@ class _Events:
         # With include_usage every chunk has the field, and all but the last have null in it.
         self._tail = (b',"usage":null' if with_usage else b"") + END
         self._with_usage = with_usage
+        self.is_continuous = is_continuous  # every event says the usage so far
+
+    def count(self, usage: Usage) -> None:
+        """Say this usage in the events that follow."""
+        self._tail = b',"usage":' + _encode_usage(usage) + END
 
     def end(self, usage: Usage) -> bytes:
         """The usage, when it was asked for, and the mark that ends the stream."""
         if not self._with_usage:
             return DONE
-        counts = msgspec.json.encode(
-            {
-                "prompt_tokens": usage.prompt_tokens,
-                "completion_tokens": usage.completion_tokens,
-                "total_tokens": usage.total_tokens,
-            }
-        )
-        return b"".join((self._head, b'],"usage":', counts, END, DONE))
+        return b"".join((self._head, b'],"usage":', _encode_usage(usage), END, DONE))
 
 
 class CompletionEvents(_Events):
@@ -120,24 +131,48 @@ class ChatEvents(_Events):
         tokens: Sequence[PlacedToken] = (),
     ) -> bytes:
         """One event for the text, when there is some, and one for the finish reason."""
-        events = b""
-        if text or tokens:
-            events = b'%b{"index":%d,"delta":{"content":%b},%b"finish_reason":null}]%b' % (
-                self._head,
-                index,
-                encode_text(text),
-                b'"logprobs":%b,' % _encode(as_chat(tokens)) if tokens else b"",
-                self._tail,
-            )
-        if finish_reason is None:
-            return events
-        return b'%b%b{"index":%d,"delta":{},"finish_reason":"%b"}]%b' % (
-            events,
+        events = self._content(index, text, tokens) if text or tokens else b""
+        return events if finish_reason is None else events + self.finish(index, finish_reason)
+
+    def part(self, index: int, part: ChatPart, tokens: Sequence[PlacedToken] = ()) -> bytes:
+        """What was read out of a piece of text: an event for each kind of thing in it."""
+        events = []
+        if part.reasoning:
+            delta = b'{"reasoning_content":%b}' % encode_text(part.reasoning)
+            events.append(self._event(index, delta))
+        if part.content or tokens:
+            events.append(self._content(index, part.content, tokens))
+        events += [self._event(index, _encode({"tool_calls": [_call(c)]})) for c in part.calls]
+        return b"".join(events)
+
+    def finish(self, index: int, reason: str) -> bytes:
+        """The last event of a choice."""
+        return self._event(index, b"{}", b'"%b"' % reason.encode())
+
+    def _content(self, index: int, text: str, tokens: Sequence[PlacedToken]) -> bytes:
+        return b'%b{"index":%d,"delta":{"content":%b},%b"finish_reason":null}]%b' % (
             self._head,
             index,
-            finish_reason.encode(),
+            encode_text(text),
+            b'"logprobs":%b,' % _encode(as_chat(tokens)) if tokens else b"",
             self._tail,
         )
+
+    def _event(self, index: int, delta: bytes, reason: bytes = b"null") -> bytes:
+        return b'%b{"index":%d,"delta":%b,"finish_reason":%b}]%b' % (
+            self._head,
+            index,
+            delta,
+            reason,
+            self._tail,
+        )
+
+
+def _call(part: CallPart) -> dict[str, object]:
+    if part.id is None:
+        return {"index": part.index, "function": {"arguments": part.arguments}}
+    function = {"name": part.name, "arguments": part.arguments}
+    return {"index": part.index, "id": part.id, "type": "function", "function": function}
 
 
 class EventStream(Response):

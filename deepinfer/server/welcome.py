@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 
 from deepinfer.config import environment_name
-from deepinfer.server.engines import ServedEngine
+from deepinfer.server.engines import EngineCatalog, ServedEngine
 
 QUESTION = "Tell me a story"
 KEY_VARIABLE = environment_name("server.api_key")
 
 
-def describe_server(engine: ServedEngine, base_url: str, *, needs_key: bool) -> str:
-    """The block, ready to be pasted from; it ends with a line break."""
-    manifest = engine.manifest
+def describe_server(engines: EngineCatalog, base_url: str, *, needs_key: bool) -> str:
+    """The block, ready to be pasted from; it ends with a line break.
+
+    It shows the engines that are ready, and how to ask the first of them.
+    """
+    # One that dies at this very moment is shown as well: it is started again.
+    ready = [e for e in engines if e.client.status.is_ready] or [engines.default]
+    engine = ready[0]
     lines = [
         "",
-        f"Model      {manifest.model.id} ({manifest.precision}, {manifest.backend.name})",
+        *(_describe_engine(engine) for engine in ready),
         f"Base URL   {base_url}/v1",
         "",
-        *_curl(engine, base_url, needs_key),
+        *_curl(engine, base_url, needs_key, is_default=engine is engines.default),
         "",
         *_python(engine, base_url, needs_key),
         "",
@@ -27,12 +32,20 @@ def describe_server(engine: ServedEngine, base_url: str, *, needs_key: bool) -> 
     return "\n".join(lines) + "\n"
 
 
-def _curl(engine: ServedEngine, base_url: str, needs_key: bool) -> list[str]:
+def _describe_engine(engine: ServedEngine) -> str:
+    manifest = engine.manifest
+    names = ", ".join(engine.names.listed)
+    return f"Model      {names} ({manifest.precision}, {manifest.backend.name})"
+
+
+def _curl(engine: ServedEngine, base_url: str, needs_key: bool, *, is_default: bool) -> list[str]:
     body: dict[str, object] = {"prompt": QUESTION, "stream": True}
     route = "completions"
     if engine.chat_template.is_available:
         body = {"messages": [{"role": "user", "content": QUESTION}], "stream": True}
         route = "chat/completions"
+    if not is_default:
+        body = {"model": engine.model_id, **body}
     key = [f'  -H "Authorization: Bearer ${KEY_VARIABLE}" \\'] if needs_key else []
     return [
         f"curl {base_url}/v1/{route} \\",

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import jinja2
@@ -40,6 +41,7 @@ class ChatTemplate:
             name: _compile(environment, name, text) for name, text in sources.items()
         }
         self._special_tokens = dict(special_tokens)
+        self._sources = dict(sources)
 
     @classmethod
     def load(cls, folder: Path) -> ChatTemplate:
@@ -51,17 +53,24 @@ class ChatTemplate:
     def is_available(self) -> bool:
         return bool(self._templates)
 
+    def source(self, *, has_tools: bool) -> str:
+        """The text of the template that such messages are rendered with; empty without one."""
+        found = (self._sources[name] for name in _names(has_tools) if name in self._sources)
+        return next(found, "")
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
-        **arguments: Any,
+        continues_final_message: bool = False,
+        arguments: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
         """The prompt, its special tokens included: encode it without adding them again.
 
-        `arguments` are of TEMPLATE_ARGUMENTS. Raises UnsupportedParameter for another, and
-        InvalidValue when the template refuses the messages or the model has no template.
+        With `continues_final_message` it ends within the last message, whose text the model then
+        goes on with. `arguments` are of TEMPLATE_ARGUMENTS. Raises UnsupportedParameter for
+        another, and InvalidValue when the template refuses the messages or the model has none.
         """
         for name in arguments.keys() - TEMPLATE_ARGUMENTS:
             raise UnsupportedParameter(
@@ -73,15 +82,15 @@ class ChatTemplate:
         # Templates ask `tools is not none`, so the two must be defined when they are not given.
         variables = {"tools": None, "documents": None, **self._special_tokens, **arguments}
         try:
-            return template.render(
+            prompt = template.render(
                 messages=messages, add_generation_prompt=add_generation_prompt, **variables
             )
         except Exception as error:  # a template may do anything with what it was given
             raise InvalidValue(_refusal(error), param="messages") from error
+        return _end_in_final_message(prompt, messages) if continues_final_message else prompt
 
     def _choose(self, *, has_tools: bool) -> jinja2.Template:
-        names = ("tool_use", "default") if has_tools else ("default",)
-        for name in names:
+        for name in _names(has_tools):
             if name in self._templates:
                 return self._templates[name]
         raise InvalidValue(
@@ -89,6 +98,23 @@ class ChatTemplate:
             "/v1/completions instead",
             param="messages",
         )
+
+
+def _names(has_tools: bool) -> tuple[str, ...]:
+    return ("tool_use", "default") if has_tools else ("default",)
+
+
+def _end_in_final_message(prompt: str, messages: Sequence[Mapping[str, Any]]) -> str:
+    """Cut what the template puts after the last message. Many templates strip its content."""
+    content = str(messages[-1].get("content") or "")
+    for ending in (content, content.strip()):
+        if ending and (start := prompt.rfind(ending)) >= 0:
+            return prompt[: start + len(ending)]
+    raise InvalidValue(
+        "The model's chat template does not show the final message as it is, so it cannot be "
+        "continued",
+        param="continue_final_message",
+    )
 
 
 def _refusal(error: Exception) -> str:

@@ -26,12 +26,15 @@ class OutputText:
         detokenizer: IncrementalDetokenizer,
         stop: StopMatcher,
         scores: ScoreKeeper | None = None,
+        *,
+        is_stop_shown: bool = False,
     ) -> None:
         self.finish_reason: FinishReason | None = None
         self.completion_tokens = 0
         self._detokenizer = detokenizer
         self._stop = stop
         self._scores = scores
+        self._is_stop_shown = is_stop_shown
         self._num_decoded = 0  # characters, those included that a stop string may still take back
         self._num_shown = 0
 
@@ -39,7 +42,7 @@ class OutputText:
         """The text that `chunk` adds; after the finish, nothing."""
         text = ""
         # One token at a time, so that the count ends with the token that completes a stop string.
-        ids = chunk.token_ids if chunk.finish_reason is None else _shown(chunk)
+        ids = chunk.token_ids if chunk.finish_reason is None else self._shown(chunk)
         for place, token_id in enumerate(ids):
             if self.finish_reason is not None:
                 return text
@@ -70,7 +73,7 @@ class OutputText:
         return safe
 
     def _finish(self, chunk: TokenChunk, reason: FinishReason) -> str:
-        hidden = chunk.token_ids[len(_shown(chunk)) :]
+        hidden = chunk.token_ids[len(self._shown(chunk)) :]
         self.completion_tokens += len(hidden)
         if self._scores is not None and len(chunk.log_probs) == len(chunk.token_ids):
             for token_id in hidden:  # one at most; a library may keep its score to itself
@@ -79,8 +82,7 @@ class OutputText:
         self.finish_reason = self.finish_reason or reason
         return text
 
-
-def _shown(chunk: TokenChunk) -> tuple[TokenId, ...]:
-    """The tokens with text: the EOS or stop token that ended the sequence is not shown."""
-    is_stopped = chunk.finish_reason is FinishReason.STOP
-    return chunk.token_ids[:-1] if is_stopped else chunk.token_ids
+    def _shown(self, chunk: TokenChunk) -> tuple[TokenId, ...]:
+        """The tokens with text: the EOS or stop token that ended the sequence has none of it."""
+        is_stopped = chunk.finish_reason is FinishReason.STOP
+        return chunk.token_ids[:-1] if is_stopped and not self._is_stop_shown else chunk.token_ids

@@ -2,8 +2,8 @@
 
 The rule: the stop string that is complete first in the stream wins; of those that end with the
 same character, the longest. The text is what stands before it. The rule speaks of characters only,
-so the result cannot depend on how the text came; nothing of a stop string is ever given out, and
-only what may still become one is held back.
+so the result cannot depend on how the text came; nothing of a stop string is given out unless that
+was asked for, and only what may still become one is held back.
 
 This module knows nothing of tokens.
 """
@@ -24,9 +24,11 @@ class StopMatcher:
     is proportional to their total length, which the caller bounds. No stop string is empty.
     """
 
-    def __init__(self, stop: Sequence[str]) -> None:
+    def __init__(self, stop: Sequence[str], *, is_shown: bool = False) -> None:
+        """With `is_shown` the stop string that ends the text is its last part."""
         assert all(stop), "an empty stop string would match before the first character"
         self.matched: str | None = None
+        self._is_shown = is_shown
         self._automaton = _Automaton(stop)
         self._find_beginning = _beginnings(stop)
         self._state = ROOT
@@ -54,7 +56,7 @@ class StopMatcher:
             state = step(state, char)
             if (stop := found[state]) is not None:
                 self.matched, self._held = stop, ""
-                return stream[: num_chars - len(stop)]
+                return stream[: num_chars if self._is_shown else num_chars - len(stop)]
         num_safe = len(stream) - self._automaton.depths[state]
         self._state, self._held = state, stream[num_safe:]
         return stream[:num_safe]

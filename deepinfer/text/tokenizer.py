@@ -6,7 +6,7 @@ messages, requests or limits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -48,9 +48,7 @@ class Tokenizer:
         self.special_token_ids = _special_ids(backend)
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self.token_bytes = TokenBytes.of(backend)
-        self._pieces: Pieces | None = None
-        if self.token_bytes is not None:
-            self._pieces = Pieces(self.token_bytes, self.special_token_ids)
+        self._pieces: dict[frozenset[TokenId], Pieces] = {}  # by what is hidden
         named_eos = self.eos_token_id
         self.eos_token_ids = eos_token_ids or (() if named_eos is None else (named_eos,))
 
@@ -109,11 +107,30 @@ class Tokenizer:
         detokenizer = self.detokenizer()
         return detokenizer.push(token_ids) + detokenizer.finish()
 
-    def detokenizer(self, continues: Sequence[TokenId] = ()) -> IncrementalDetokenizer:
-        """A detokenizer for one answer; `continues` is the prompt that its text goes on from."""
-        if self._pieces is None:
-            return WindowDetokenizer(self._backend, self.special_token_ids, continues)
-        return ByteDetokenizer(self._pieces, continues)
+    def find_special(self, texts: Collection[str]) -> frozenset[TokenId]:
+        """The special tokens that read as one of `texts`."""
+        ids = (self._backend.token_to_id(text) for text in texts)
+        return frozenset(token_id for token_id in ids if token_id in self.special_token_ids)
+
+    @property
+    def special_texts(self) -> frozenset[str]:
+        """How every special token reads."""
+        return frozenset(self._backend.id_to_token(token_id) for token_id in self.special_token_ids)
+
+    def detokenizer(
+        self, continues: Sequence[TokenId] = (), *, shown: frozenset[TokenId] = frozenset()
+    ) -> IncrementalDetokenizer:
+        """A detokenizer for one answer; `continues` is the prompt that its text goes on from.
+
+        Special tokens are hidden, but for those of `shown`.
+        """
+        hidden = self.special_token_ids - shown if shown else self.special_token_ids
+        if self.token_bytes is None:
+            return WindowDetokenizer(self._backend, hidden, continues)
+        pieces = self._pieces.get(hidden)
+        if pieces is None:
+            pieces = self._pieces[hidden] = Pieces(self.token_bytes, hidden)
+        return ByteDetokenizer(pieces, continues)
 
 
 def _read_backend(path: Path) -> tokenizers.Tokenizer:

@@ -238,7 +238,7 @@ def test_parameters_without_a_counterpart_are_refused_by_name(
     engine: EngineFolder, backend: Backend
 ) -> None:
     refused = {
-        "openvino": {"logit_bias", "response_format"},
+        "openvino": {"logit_bias"},
         "tensorrt-llm": {"logprobs", "echo"},
         "simulated": set(),
     }[engine.manifest.backend.name]

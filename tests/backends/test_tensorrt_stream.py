@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -97,6 +98,14 @@ def test_log_probabilities_leave_with_their_tokens() -> None:
     last = stream.advance([7, 8], "stop", None, [-0.5, -0.25])
     scores = (TokenLogProbs(-0.25),)
     assert last == TokenChunk("a", (8, EOS), FinishReason.STOP, log_probs=scores)
+
+
+def test_alternatives_are_the_likeliest_and_the_chosen_token_is_scored_though_it_is_none() -> None:
+    entry = {7: SimpleNamespace(logprob=-3.0), 5: SimpleNamespace(logprob=-0.5)}
+    entry[6] = SimpleNamespace(logprob=-0.9)
+    chunk = make_stream(num_log_probs=2).advance([7], None, None, [entry])
+    assert chunk is not None
+    assert chunk.log_probs == (TokenLogProbs(-3.0, ((5, -0.5), (6, -0.9))),)
 
 
 @pytest.mark.parametrize("reason", ["timeout", "cancelled"])

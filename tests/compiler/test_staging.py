@@ -205,6 +205,7 @@ KILLED_BUILD = """
 import signal, sys
 from pathlib import Path
 from deepinfer.compiler.staging import open_staging
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in whatever runs in background
 with open_staging(Path(sys.argv[1]), lambda: None) as stage:
     (stage.path / "payload").mkdir()
     (stage.path / "payload" / "weights").write_bytes(b"half")

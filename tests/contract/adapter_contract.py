@@ -80,6 +80,7 @@ def _check_build_arguments(args: Any, plan: BuildPlan) -> None:
     assert limits.keys() <= args.build_config.model_fields_set
     assert args.build_config.output_timing_cache.endswith("tensorrt.timing.cache")
     assert args.build_config.opt_batch_size == 8
+    assert args.build_config.gather_generation_logits is True
     plugins = args.build_config.plugin_config.model_dump()
     assert {name: plugins[name] for name in settings.plugins} == settings.plugins
     assert args.dtype == settings.dtype
@@ -143,6 +144,7 @@ def _check_load_arguments(llm: Any, loaded: Any, engine: EngineFolder) -> None:
     assert tuning.dynamic_batch_moving_average_window == 128
     assert args.enable_chunked_prefill is True
     assert args.guided_decoding_backend == "xgrammar"
+    assert args.gather_generation_logits is True
     assert args.iter_stats_max_iterations == 100
     assert args.env_overrides == NCCL
 
@@ -161,6 +163,8 @@ def _check_requests(loaded: Any, engine: EngineFolder) -> None:
     assert (sampled.detokenize, sampled.add_special_tokens) == (False, False)
     assert list(sampled.embedding_bias).index(2.0) == 11
     assert sampled._return_log_probs is True
+    ranked = _run(loaded, SamplingParams(max_tokens=4, temperature=0, num_log_probs=3))
+    assert (ranked.logprobs, ranked._return_log_probs) == (3, False)
     greedy = _run(loaded, SamplingParams(max_tokens=4, temperature=0, ignore_eos=True))
     assert (greedy.top_k, greedy.temperature, greedy.ignore_eos) == (1, None, True)
     assert greedy.end_id == -1 and greedy._greedy_decoding

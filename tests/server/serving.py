@@ -27,7 +27,7 @@ DEADLINE_S = 20.0
 # No end-of-sequence token in it: the engine repeats the prompt, and would stop there.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<s>{{ message.role }}: {{ message.content }}\n{% endfor %}"
-    "<s>assistant:"
+    "{% if add_generation_prompt %}<s>assistant:{% endif %}"
 )
 
 

@@ -20,6 +20,7 @@ from deepinfer.manifest import EngineFolder
 from deepinfer.runtime.client import EngineClient
 from deepinfer.server.app import create_app
 from deepinfer.server.engines import EngineCatalog, ServedEngine
+from deepinfer.server.names import EngineNames
 from deepinfer.server.state import ServerState
 from deepinfer.text.chat_template import ChatTemplate
 from deepinfer.text.tokenizer import Tokenizer
@@ -76,6 +77,7 @@ async def app_client(
         cast(EngineClient, ScriptedClient(engine, generate, status, cancel)),
         Tokenizer.load(engine.tokenizer_dir),
         ChatTemplate.load(engine.tokenizer_dir),
+        EngineNames((engine.manifest.model.id,)),
     )
     state = ServerState(ServeConfig(), EngineCatalog([served]), (), lambda: gpus, gpus)
     transport = httpx.ASGITransport(create_app(state))
@@ -126,8 +128,13 @@ async def test_health_of_an_engine_that_is_not_ready(
 ) -> None:
     async with app_client(tmp_path, status=status) as client:
         response = await client.get("/health")
-    assert response.status_code == 503
+        readiness = await client.get("/health/ready")
+        assert (await client.get("/health/live")).status_code == 200
+    assert response.status_code == readiness.status_code == 503
     body = response.json()
+    engine = {"model": "test/echo", "engine": "echo.simulated"}
+    state = {**engine, "phase": status.phase, "percent": status.percent}
+    assert readiness.json() == {**body, "models": [state]}
     assert body["error"]["code"] == code
     assert body["detail"] == "Engine not initialized"
     assert (body["phase"], body["percent"]) == (status.phase, status.percent)

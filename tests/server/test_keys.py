@@ -34,12 +34,16 @@ ROUTES = [
     ("GET", "/v1/models"),
     ("GET", "/v1/models/test/echo"),
     ("GET", "/v1/gpu/info"),
+    ("GET", "/version"),
+    ("POST", "/tokenize"),
+    ("POST", "/detokenize"),
     ("GET", "/openapi.json"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/chat/completions"),
     ("GET", "/no-such-route"),
     ("DELETE", "/v1/models"),
     ("GET", "/health/"),
+    ("GET", "/health/ready/"),
     ("GET", "//health"),
 ]
 

@@ -109,6 +109,8 @@ def test_sigterm_lets_a_stream_finish_and_takes_no_more_work(tmp_path: Path) -> 
             assert late.headers["connection"] == "close"
             assert int(late.headers["retry-after"]) >= 1
             assert_not_ready(client.get("/health"), "shutting_down")
+            assert client.get("/health/ready").status_code == 503
+            assert client.get("/health/live").status_code == 200
             rest = list(events)
         assert rest[-1] == "[DONE]"
         assert json.loads(rest[-2])["choices"][0]["finish_reason"] == "length"
@@ -163,14 +165,12 @@ def test_engine_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:
     assert "Traceback" not in server.log
 
 
-def test_many_engines_need_a_choice(tmp_path: Path) -> None:
+def test_one_engine_of_many_is_served_when_it_is_named(tmp_path: Path) -> None:
     make_echo_engine(tmp_path / "one", name="one", model_id="test/one")
     make_echo_engine(tmp_path / "two", name="two", model_id="test/two", chat_template=None)
-    with starting(tmp_path) as server:
-        assert server.wait() == 1
-        assert server.log.endswith("hint: choose with --model: `one`, `two`\n")
     with serving(tmp_path, "--model", "two") as server, client_of(server) as client:
         assert client.get("/health").json()["model"] == "test/two"
+        assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["test/two"]
         # This one has no chat template: the route says so, and the snippets show the other one.
         body = {"messages": [{"role": "user", "content": "hi"}]}
         response = client.post("/v1/chat/completions", json=body)

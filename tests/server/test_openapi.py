@@ -8,7 +8,8 @@ import httpx
 import pytest
 
 from deepinfer.server import refused
-from deepinfer.server.schemas import ChatBody, CompletionBody
+from deepinfer.server.schemas import ChatBody, CompletionBody, Schema
+from deepinfer.server.token_bodies import DetokenizeBody, TokenizeBody
 
 BODIES = {"CompletionBody": CompletionBody, "ChatBody": ChatBody}
 
@@ -32,9 +33,14 @@ def test_every_route_is_described(document: dict[str, Any]) -> None:
     operations = {(m, path) for path, item in document["paths"].items() for m in item}
     assert operations == {
         ("get", "/health"),
+        ("get", "/health/live"),
+        ("get", "/health/ready"),
+        ("get", "/version"),
         ("get", "/v1/gpu/info"),
         ("get", "/v1/models"),
         ("get", "/v1/models/{model_id}"),
+        ("post", "/tokenize"),
+        ("post", "/detokenize"),
         ("post", "/v1/completions"),
         ("post", "/v1/chat/completions"),
     }
@@ -57,6 +63,17 @@ def test_no_status_is_promised_that_never_comes(document: dict[str, Any]) -> Non
     generating = {"200", "400", "401", "404", "413", "415", "429", "500", "503"}
     assert {s for path, s in statuses if path == "/v1/completions"} == generating
     assert {s for path, s in statuses if path == "/health"} == {"200", "503"}
+    assert {s for path, s in statuses if path == "/health/ready"} == {"200", "503"}
+    tokenizing = {"200", "400", "401", "404", "413", "415", "500", "503"}
+    assert {s for path, s in statuses if path == "/tokenize"} == tokenizing
+
+
+@pytest.mark.parametrize("schema", [TokenizeBody, DetokenizeBody], ids=lambda s: s.__name__)
+def test_every_field_of_a_token_body_is_described(
+    document: dict[str, Any], schema: type[Schema]
+) -> None:
+    described = document["components"]["schemas"][schema.__name__]["properties"]
+    assert set(described) == {*schema.model_fields, *schema.refused}
 
 
 @pytest.mark.parametrize("name", list(BODIES))
@@ -72,10 +89,10 @@ def test_every_field_of_a_body_is_described(document: dict[str, Any], name: str)
         "title": "Temperature",
     }
     assert properties["max_tokens"]["default"] == 512
-    assert properties["guided_regex"]["enum"] == [None]
+    assert properties["bad_words"]["enum"] == [None, []]
 
 
 def test_only_health_is_open(document: dict[str, Any]) -> None:
     for path, item in document["paths"].items():
         for operation in item.values():
-            assert bool(operation["security"]) == (path != "/health")
+            assert bool(operation["security"]) != path.startswith("/health")

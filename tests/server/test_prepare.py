@@ -11,6 +11,7 @@ from deepinfer.errors import ContextLengthExceeded, InvalidValue
 from deepinfer.generation import SamplingParams
 from deepinfer.runtime.client import EngineClient
 from deepinfer.server.engines import ServedEngine
+from deepinfer.server.names import EngineNames
 from deepinfer.server.prepare import INLINE_CHARS, Plan, prepare_chat, prepare_completion
 from deepinfer.server.schemas import ChatBody, CompletionBody
 from deepinfer.text.chat_template import ChatTemplate
@@ -24,7 +25,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> ServedEngine:
     # Nothing here runs the engine, so its manifest is all that is needed of it.
     client = cast(EngineClient, SimpleNamespace(manifest=folder.manifest))
     text_side = folder.tokenizer_dir
-    return ServedEngine(client, Tokenizer.load(text_side), ChatTemplate.load(text_side))
+    template = ChatTemplate.load(text_side)
+    return ServedEngine(client, Tokenizer.load(text_side), template, EngineNames(("test/echo",)))
 
 
 async def plan_of(engine: ServedEngine, **fields: Any) -> Plan:

@@ -10,6 +10,7 @@ import httpx
 import openai
 import pytest
 
+import deepinfer
 from tests.server.serving import (
     CONTEXT_LENGTH,
     DEADLINE_S,
@@ -36,6 +37,19 @@ def test_health(http: httpx.Client) -> None:
     assert isinstance(body["gpus"], int) and isinstance(body["nvidia_5090"], bool)
 
 
+def test_liveness_and_readiness(http: httpx.Client) -> None:
+    live = http.get("/health/live")
+    assert (live.status_code, live.json()) == (200, {"status": "alive"})
+    ready = http.get("/health/ready")
+    assert ready.status_code == 200
+    engine = {"model": MODEL_ID, "engine": ENGINE_NAME, "phase": "ready", "percent": 100}
+    assert ready.json() == {**http.get("/health").json(), "models": [engine]}
+
+
+def test_version(http: httpx.Client) -> None:
+    assert http.get("/version").json() == {"version": deepinfer.__version__}
+
+
 def test_gpu_info_agrees_with_health(http: httpx.Client) -> None:
     response = http.get("/v1/gpu/info")
     assert response.status_code == 200
@@ -48,8 +62,11 @@ def test_models(http: httpx.Client, sdk: openai.OpenAI) -> None:
         "object": "model",
         "created": 1767225600,  # the build's 2026-01-01
         "owned_by": "deepinfer",
+        "root": MODEL_ID,
         "max_model_len": CONTEXT_LENGTH,
         "context_length": CONTEXT_LENGTH,
+        "engine": ENGINE_NAME,
+        "status": "ready",
     }
     assert http.get("/v1/models").json() == {"object": "list", "data": [model]}
     assert http.get(f"/v1/models/{MODEL_ID}").json() == model

@@ -98,7 +98,7 @@ def test_arguments_reach_the_template_as_in_transformers(
 ) -> None:
     source = chat_templates.ALL[name]
     expected = expected_prompt(source, CHAT, add_generation_prompt=True, **arguments)
-    assert template(source).render(CHAT, **arguments) == expected
+    assert template(source).render(CHAT, arguments=arguments) == expected
     assert expected != template(source).render(CHAT) or arguments == {"enable_thinking": True}
 
 
@@ -118,7 +118,7 @@ def test_long_message_of_a_template_is_cut() -> None:
 
 def test_argument_that_is_not_listed_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedParameter, match="`bos_token` is not supported") as caught:
-        template(chat_templates.CHATML).render(CHAT, bos_token="<|im_start|>")
+        template(chat_templates.CHATML).render(CHAT, arguments={"bos_token": "<|im_start|>"})
     assert caught.value.param == "bos_token"
 
 
@@ -156,7 +156,7 @@ def test_template_that_does_not_compile_refuses_the_engine() -> None:
 def test_tool_template_is_chosen_when_there_are_tools() -> None:
     both = ChatTemplate({"default": "plain", "tool_use": "{{ tools | length }}"}, {})
     assert both.render(CHAT) == "plain"
-    assert both.render(CHAT, tools=[TOOL]) == "1"
+    assert both.render(CHAT, arguments={"tools": [TOOL]}) == "1"
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,9 @@ def test_template_is_found_where_checkpoints_keep_it(
     found = ChatTemplate.load(tmp_path)
     tools = [TOOL] if "tool_use" in expected else None
     assert found.render(CHAT) == expected["default"]
-    assert found.render(CHAT, tools=tools) == expected.get("tool_use", expected["default"])
+    assert found.render(CHAT, arguments={"tools": tools}) == expected.get(
+        "tool_use", expected["default"]
+    )
 
 
 def test_broken_list_of_templates_is_refused(tmp_path: Path) -> None:

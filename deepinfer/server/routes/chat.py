@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from fastapi import APIRouter
@@ -11,8 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deepinfer.server.body import read_json
+from deepinfer.server.chat_reader import ChatPart, ChatReader, make_readers
 from deepinfer.server.engines import ServedEngine
-from deepinfer.server.generate import Generation
+from deepinfer.server.generate import Answer, Delta, Generation
 from deepinfer.server.ids import new_chat_id
 from deepinfer.server.json import json_response
 from deepinfer.server.log_probs import as_chat
@@ -26,9 +27,13 @@ from deepinfer.server.prepare import prepare_chat
 from deepinfer.server.record import record_of
 from deepinfer.server.responses import (
     AssistantMessage,
+    CalledFunction,
+    CallOfTool,
     ChatChoice,
     ChatCompletion,
+    ChatFinishReason,
     ChatLogProbs,
+    ReadMessage,
     Usage,
 )
 from deepinfer.server.schemas import ChatBody
@@ -50,29 +55,54 @@ def make_router(state: ServerState) -> APIRouter:
         engine = state.engines.find(body.model)
         id_, created = new_chat_id(), int(time.time())
         plan = await prepare_chat(engine, body, id_)
+        readers = make_readers(engine, body, plan)
         generation = Generation(engine, plan, record_of(request.scope))
         if body.stream:
-            events = ChatEvents(id_, created, engine.model_id, with_usage=body.includes_usage)
-            return await open_stream(_stream(generation, events))
-        return json_response(await _collect(generation, engine, id_, created))
+            events = ChatEvents(
+                id_,
+                created,
+                engine.model_id,
+                with_usage=body.includes_usage,
+                is_continuous=body.has_continuous_usage,
+            )
+            return await open_stream(_stream(generation, events, readers))
+        return json_response(await _collect(generation, engine, id_, created, readers))
 
     return router
 
 
-async def _stream(generation: Generation, events: ChatEvents) -> AsyncGenerator[bytes, None]:
-    # The roles come first, and not before the engine has taken the request.
-    head = b"".join([events.role(index) for index in range(generation.num_choices)])
+async def _stream(
+    generation: Generation, events: ChatEvents, readers: Sequence[ChatReader] | None
+) -> AsyncGenerator[bytes, None]:
+    is_first = True
     async with aclosing(generation.deltas()) as stream:
         async for deltas in stream:
-            yield head + b"".join(
-                [events.delta(d.index, d.text, d.finish_reason, d.tokens) for d in deltas]
-            )
-            head = b""
+            if events.is_continuous:
+                events.count(generation.usage)
+            # The roles come first, and not before the engine has taken the request.
+            head = [events.role(i) for i in range(generation.num_choices)] if is_first else []
+            is_first = False
+            yield b"".join(head + [_render(delta, events, readers) for delta in deltas])
     yield events.end(generation.usage)
 
 
+def _render(delta: Delta, events: ChatEvents, readers: Sequence[ChatReader] | None) -> bytes:
+    if readers is None:
+        return events.delta(delta.index, delta.text, delta.finish_reason, delta.tokens)
+    reader = readers[delta.index]
+    is_over = delta.finish_reason is not None
+    event = events.part(delta.index, reader.feed(delta.text, is_over=is_over), delta.tokens)
+    if delta.finish_reason is None:
+        return event
+    return event + events.finish(delta.index, _finish_reason(delta.finish_reason, reader))
+
+
 async def _collect(
-    generation: Generation, engine: ServedEngine, id_: str, created: int
+    generation: Generation,
+    engine: ServedEngine,
+    id_: str,
+    created: int,
+    readers: Sequence[ChatReader] | None,
 ) -> ChatCompletion:
     answers = await generation.collect()
     return ChatCompletion(
@@ -80,13 +110,37 @@ async def _collect(
         created=created,
         model=engine.model_id,
         choices=[
-            ChatChoice(
-                index=index,
-                message=AssistantMessage(content=answer.text),
-                logprobs=ChatLogProbs(**as_chat(answer.tokens)) if answer.tokens else None,
-                finish_reason=answer.finish_reason,
-            )
+            _choice(index, answer, None if readers is None else readers[index])
             for index, answer in enumerate(answers)
         ],
         usage=Usage.of(generation.usage),
     )
+
+
+def _choice(index: int, answer: Answer, reader: ChatReader | None) -> ChatChoice:
+    log_probs = ChatLogProbs(**as_chat(answer.tokens)) if answer.tokens else None
+    message: AssistantMessage = AssistantMessage(content=answer.text)
+    reason: ChatFinishReason = answer.finish_reason
+    if reader is not None:
+        part = reader.feed(answer.text, is_over=True)
+        reason = _finish_reason(answer.finish_reason, reader)
+        message = _message(part, reader)
+    return ChatChoice(index=index, message=message, logprobs=log_probs, finish_reason=reason)
+
+
+def _message(part: ChatPart, reader: ChatReader) -> ReadMessage:
+    calls = [
+        CallOfTool(id=call.id, function=CalledFunction(name=call.name, arguments=call.arguments))
+        for _, call in sorted(reader.calls.items())
+    ]
+    return ReadMessage(
+        content=part.content or (None if calls else ""),
+        reasoning_content=part.reasoning or None,
+        tool_calls=calls or None,
+    )
+
+
+def _finish_reason(reason: str, reader: ChatReader) -> ChatFinishReason:
+    if reason == "length":
+        return "length"
+    return "tool_calls" if reader.calls else "stop"

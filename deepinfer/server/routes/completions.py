@@ -53,7 +53,13 @@ def make_router(state: ServerState) -> APIRouter:
         plan = await prepare_completion(engine, body, id_)
         generation = Generation(engine, plan, record_of(request.scope))
         if body.stream:
-            events = CompletionEvents(id_, created, engine.model_id, with_usage=body.includes_usage)
+            events = CompletionEvents(
+                id_,
+                created,
+                engine.model_id,
+                with_usage=body.includes_usage,
+                is_continuous=body.has_continuous_usage,
+            )
             return await open_stream(_stream(generation, events))
         return json_response(await _collect(generation, engine, id_, created))
 
@@ -63,6 +69,8 @@ def make_router(state: ServerState) -> APIRouter:
 async def _stream(generation: Generation, events: CompletionEvents) -> AsyncGenerator[bytes, None]:
     async with aclosing(generation.deltas()) as stream:
         async for deltas in stream:
+            if events.is_continuous:
+                events.count(generation.usage)
             yield b"".join(
                 [events.delta(d.index, d.text, d.finish_reason, d.tokens) for d in deltas]
             )

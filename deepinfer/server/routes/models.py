@@ -19,7 +19,7 @@ ID_PARAMETER: dict[str, Any] = {
     "name": "model_id",
     "in": "path",
     "required": True,
-    "description": "Model id, slashes included, or engine name",
+    "description": "Model id, slashes included, alias or engine name",
     "schema": {"type": "string"},
 }
 
@@ -29,8 +29,11 @@ def make_router(state: ServerState) -> APIRouter:
 
     @router.get("/v1/models", responses={200: {"model": ModelList}, **describe_errors(ANY_ROUTE)})
     async def list_models(request: Request) -> Response:
-        """The models that this server offers."""
-        return json_response(ModelList(data=[_describe(engine) for engine in state.engines]))
+        """The models that this server offers, one entry a name."""
+        entries = [
+            _describe(engine, name) for engine in state.engines for name in engine.names.listed
+        ]
+        return json_response(ModelList(data=entries))
 
     # The id is read from the scope: as a parameter FastAPI would promise a 422 that never comes.
     @router.get(
@@ -40,17 +43,23 @@ def make_router(state: ServerState) -> APIRouter:
     )
     async def read_model(request: Request) -> Response:
         """One model by its id."""
-        engine = state.engines.find(request.path_params["model_id"])
-        return json_response(_describe(engine))
+        name = request.path_params["model_id"]
+        engine = state.engines.find(name)
+        return json_response(
+            _describe(engine, name if name in engine.names.listed else engine.model_id)
+        )
 
     return router
 
 
-def _describe(engine: ServedEngine) -> Model:
+def _describe(engine: ServedEngine, name: str) -> Model:
     context_length = engine.manifest.limits.max_seq_len
     return Model(
-        id=engine.model_id,
+        id=name,
         created=engine.created,
+        root=engine.manifest.model.id,
         max_model_len=context_length,
         context_length=context_length,
+        engine=engine.manifest.name,
+        status=engine.client.status.phase,
     )

@@ -1,0 +1,98 @@
+"""Grammars on OpenVINO: tried in a process of its own before the engine sees them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from deepinfer.backends import openvino_grammars
+from deepinfer.backends.base import Backend
+from deepinfer.backends.loading import load_backend
+from deepinfer.engine import EngineOptions
+from deepinfer.generation import (
+    FinishReason,
+    GenerationRequest,
+    Grammar,
+    SamplingParams,
+    TokenChunk,
+)
+from tests.building import BuildEngine
+
+EXPLOSIVE = Grammar("regex", "(((((a{1,1000}){1,1000}){1,1000}){1,1000}){1,1000})", param="p")
+DEADLINE_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def backend(build_engine: BuildEngine) -> Iterator[Backend]:
+    engine = build_engine("llama", "fp32", "--max-seq-len", "512", "--max-batch-size", "8").engine
+    options = EngineOptions(kv_cache_bytes=64 << 20)
+    backend = load_backend(engine, options, lambda phase, percent: None)
+    yield backend
+    backend.close()
+
+
+def make_request(id_: str, grammar: Grammar | None, max_tokens: int = 20) -> GenerationRequest:
+    sampling = SamplingParams(max_tokens=max_tokens, seed=1, grammar=grammar)
+    return GenerationRequest(request_id=id_, prompt_token_ids=(20, 21), sampling=sampling)
+
+
+def step_until(backend: Backend, id_: str) -> list[TokenChunk]:
+    """Every chunk until the one that ends request `id_`."""
+    chunks: list[TokenChunk] = []
+    deadline = time.monotonic() + DEADLINE_S
+    while not any(c.request_id == id_ and c.finish_reason is not None for c in chunks):
+        assert time.monotonic() < deadline
+        chunks += backend.step()
+    return chunks
+
+
+def run(backend: Backend, id_: str, grammar: Grammar) -> TokenChunk:
+    backend.check(make_request(id_, grammar))
+    backend.add(make_request(id_, grammar))
+    return [chunk for chunk in step_until(backend, id_) if chunk.request_id == id_][-1]
+
+
+def test_good_grammar_is_followed_to_its_end(backend: Backend) -> None:
+    assert run(backend, "a", Grammar("regex", "[a-c]{5}")).finish_reason is FinishReason.STOP
+
+
+def test_bad_grammar_ends_its_request_only(backend: Backend) -> None:
+    backend.add(make_request("other", None, max_tokens=8))
+    chunk = run(backend, "bad", Grammar("regex", "[a-c", param="guided_regex"))
+    assert chunk.finish_reason is FinishReason.ERROR
+    assert chunk.refused_param == "guided_regex"
+    assert chunk.message is not None and "Unclosed" in chunk.message and "/" not in chunk.message
+    assert run(backend, "good", Grammar("regex", "ab")).finish_reason is FinishReason.STOP
+
+
+def test_others_are_stepped_while_a_grammar_is_tried(backend: Backend) -> None:
+    run(backend, "start", Grammar("regex", "a"))
+    backend.add(make_request("explosive", EXPLOSIVE))
+    backend.add(make_request("plain", None, max_tokens=30))
+    longest_s = 0.0
+    ended: dict[str, float] = {}
+    started_at = time.monotonic()
+    while len(ended) < 2:
+        before = time.monotonic()
+        for chunk in backend.step():
+            if chunk.finish_reason is not None:
+                ended[chunk.request_id] = time.monotonic() - started_at
+        longest_s = max(longest_s, time.monotonic() - before)
+    assert ended["plain"] < ended["explosive"] < 2
+    assert longest_s < openvino_grammars.TRIAL_TIMEOUT_S / 2
+
+
+def test_verdict_is_kept(backend: Backend) -> None:
+    run(backend, "first", EXPLOSIVE)
+    started_at = time.monotonic()
+    assert run(backend, "again", EXPLOSIVE).finish_reason is FinishReason.ERROR
+    assert time.monotonic() - started_at < openvino_grammars.TRIAL_TIMEOUT_S / 4
+
+
+def test_request_that_is_cancelled_on_trial_never_starts(backend: Backend) -> None:
+    backend.add(make_request("gone", Grammar("regex", "[x-z]{9}")))
+    backend.cancel("gone")
+    backend.add(make_request("stays", None))
+    assert {chunk.request_id for chunk in step_until(backend, "stays")} == {"stays"}

@@ -1,0 +1,230 @@
+"""Structured output over HTTP, on a real engine whose random weights have no sense of JSON."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import jsonschema
+import openai
+import pytest
+
+from tests.building import BuildEngine
+from tests.server.random_schemas import make_document
+from tests.server.serving import DEADLINE_S, client_of, read_events, serving
+
+NUM_SCHEMAS = 100
+EXPLOSIVE_REGEX = "(((((a{1,1000}){1,1000}){1,1000}){1,1000}){1,1000})"
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "tags": {"type": "array", "items": {"enum": ["x", "y"]}, "maxItems": 3},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def http(build_engine: BuildEngine) -> Iterator[httpx.Client]:
+    built = build_engine("llama", "fp32", "--max-seq-len", "512", "--max-batch-size", "8")
+    with serving(built.engine.path) as server, client_of(server) as client:
+        complete(client, guided_regex="a")  # the process that tries grammars has started
+        yield client
+
+
+def post(http: httpx.Client, **fields: Any) -> httpx.Response:
+    body = {"prompt": "hello", "max_tokens": 300, "temperature": 1, "top_p": 1, "seed": 7}
+    return http.post("/v1/completions", json=body | fields)
+
+
+def complete(http: httpx.Client, **fields: Any) -> list[dict[str, Any]]:
+    response = post(http, **fields)
+    assert response.status_code == 200, response.text
+    choices: list[dict[str, Any]] = response.json()["choices"]
+    return choices
+
+
+def response_format(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "s", "schema": schema, "strict": True}}
+
+
+def test_a_hundred_random_schemas_are_met_by_every_answer(http: httpx.Client) -> None:
+    rng = random.Random(4)
+    num_finished = 0
+    for _ in range(NUM_SCHEMAS):
+        schema = make_document(rng)
+        for choice in complete(http, response_format=response_format(schema), n=2):
+            if choice["finish_reason"] == "stop":
+                jsonschema.validate(json.loads(choice["text"]), schema)
+                num_finished += 1
+    assert num_finished == 2 * NUM_SCHEMAS
+
+
+def test_json_is_compact_and_ends(http: httpx.Client) -> None:
+    for choice in complete(http, guided_json=PERSON, n=32):
+        value = json.loads(choice["text"])
+        jsonschema.validate(value, PERSON)
+        assert choice["finish_reason"] == "stop"
+        outside_strings = re.sub(r'"(\\.|[^"\\])*"', "", choice["text"])
+        assert not re.search(r"\s", outside_strings)
+
+
+def test_any_json_object_is_an_object(http: httpx.Client) -> None:
+    choices = complete(http, response_format={"type": "json_object"}, n=32)
+    ended = [json.loads(c["text"]) for c in choices if c["finish_reason"] == "stop"]
+    # A string of a model without sense may go on for long; that all 32 do is out of the question.
+    assert ended and all(isinstance(value, dict) for value in ended)
+
+
+def test_recursive_schema_is_followed(http: httpx.Client) -> None:
+    node = {
+        "type": "object",
+        "properties": {
+            "v": {"type": "boolean"},
+            "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]},
+        },
+        "required": ["v", "next"],
+    }
+    schema = {"$ref": "#/$defs/node", "$defs": {"node": node}}
+    for choice in complete(http, guided_json=json.dumps(schema), n=8):
+        if choice["finish_reason"] == "stop":
+            jsonschema.validate(json.loads(choice["text"]), schema)
+
+
+@pytest.mark.parametrize(
+    ("fields", "pattern"),
+    [
+        ({"guided_regex": "[a-c]{3}-[0-9]+x"}, "[a-c]{3}-[0-9]+x"),
+        ({"guided_choice": ["yes", 'no "x"\n', "é"]}, 'yes|no "x"\n|é'),
+        ({"guided_grammar": 'root ::= "a" b\nb ::= [0-9]{3}'}, "a[0-9]{3}"),
+        ({"structured_outputs": {"choice": ["one", "two"]}}, "one|two"),
+        ({"structured_outputs": {"regex": "z{2}"}}, "zz"),
+        ({"structured_outputs": {"json": {"const": 1}}}, "1"),
+        ({"structured_outputs": {"grammar": 'root ::= "g"'}}, "g"),
+        ({"guided_json": {"enum": ["k", None]}}, '"k"|null'),
+    ],
+)
+def test_other_forms_are_met(http: httpx.Client, fields: dict[str, Any], pattern: str) -> None:
+    for choice in complete(http, n=4, **fields):
+        assert re.fullmatch(pattern, choice["text"]), choice["text"]
+
+
+def test_chat_parses_a_schema_through_the_sdk(http: httpx.Client) -> None:
+    from pydantic import BaseModel, Field
+
+    class Person(BaseModel):
+        age: int = Field(ge=0, le=150)
+        nickname: str | None = Field(max_length=5)
+
+    url = f"{http.base_url}".rstrip("/") + "/v1"
+    with openai.OpenAI(base_url=url, api_key="x", timeout=DEADLINE_S) as sdk:
+        answer = sdk.chat.completions.parse(
+            model=sdk.models.list().data[0].id,
+            messages=[{"role": "user", "content": "hi"}],
+            response_format=Person,
+            max_tokens=100,
+        )
+    assert isinstance(answer.choices[0].message.parsed, Person)
+
+
+def test_stream_has_the_same_text(http: httpx.Client) -> None:
+    (whole,) = complete(http, guided_json=PERSON)
+    body = {"prompt": "hello", "max_tokens": 300, "temperature": 1, "top_p": 1, "seed": 7}
+    body |= {"guided_json": PERSON, "stream": True}
+    with http.stream("POST", "/v1/completions", json=body) as response:
+        events = [json.loads(event) for event in read_events(response) if event != "[DONE]"]
+    assert "".join(event["choices"][0]["text"] for event in events) == whole["text"]
+
+
+def test_answer_without_room_to_finish_ends_with_length(http: httpx.Client) -> None:
+    (choice,) = complete(http, guided_json=PERSON, max_tokens=3)
+    assert choice["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"guided_regex": "[a-z"}, "Unclosed"),
+        ({"guided_grammar": 'root ::= "a" b'}, "not defined"),
+        ({"guided_regex": EXPLOSIVE_REGEX}, "takes longer"),
+    ],
+    ids=["regex", "grammar", "explosive"],
+)
+def test_what_does_not_compile_is_refused_and_the_next_is_served(
+    http: httpx.Client, fields: dict[str, Any], words: str
+) -> None:
+    complete(http, guided_regex="a")  # whatever an earlier test has ended has started again
+    started_at = time.monotonic()
+    for is_stream in (False, True):
+        response = post(http, stream=is_stream, **fields)
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert error["code"] == "invalid_value" and words in error["message"]
+        assert error["param"] == next(iter(fields))
+    assert time.monotonic() - started_at < 2
+    assert complete(http, max_tokens=3)[0]["text"]
+    assert complete(http, guided_regex="b")[0]["text"] == "b"
+
+
+def deep(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "null"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
+    ("no type", {"response_format": {}}, "response_format", "json_object"),
+    ("other type", {"response_format": {"type": "xml"}}, "response_format.type", "json_schema"),
+    ("no schema", {"response_format": {"type": "json_schema"}}, "response_format.json_schema", ""),
+    ("regex long", {"guided_regex": "a" * 5_000}, "guided_regex", "4,096"),
+    ("schema long", {"guided_json": {"title": "x" * 70_000}}, "guided_json", "65,536"),
+    ("schema deep", {"guided_json": deep(60)}, "guided_json", "32"),
+    ("not JSON", {"guided_json": "{"}, "guided_json", "JSON"),
+    ("no choice", {"guided_choice": []}, "guided_choice", "empty"),
+    ("choices", {"guided_choice": ["x"] * 1_001}, "guided_choice", "1,000"),
+    ("enum", {"guided_json": {"enum": list(range(1_001))}}, "guided_json.enum", "1,000"),
+    ("pattern", {"guided_json": {"pattern": "x"}}, "guided_json.pattern", "not supported"),
+    ("circle", {"guided_json": {"$ref": "#"}}, "guided_json", "without end"),
+    ("two", {"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", "combined"),
+    (
+        "two inside",
+        {"structured_outputs": {"regex": "a", "choice": ["a"]}},
+        "structured_outputs.choice",
+        "combined",
+    ),
+    (
+        "structural tag",
+        {"structured_outputs": {"structural_tag": "{}"}},
+        "structured_outputs.structural_tag",
+        "not supported",
+    ),
+    ("min_tokens", {"guided_regex": "a", "min_tokens": 2}, "min_tokens", "combined"),
+    ("ignore_eos", {"guided_regex": "a", "ignore_eos": True}, "ignore_eos", "combined"),
+]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED]
+)
+def test_what_cannot_be_honoured_is_refused_by_name(
+    http: httpx.Client, fields: dict[str, Any], param: str, words: str
+) -> None:
+    response = post(http, **fields)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert str(error["param"]).startswith(param) and words in error["message"]
+
+
+def test_text_is_what_nobody_has_to_ask_for(http: httpx.Client) -> None:
+    (free,) = complete(http, max_tokens=5)
+    (text,) = complete(http, max_tokens=5, response_format={"type": "text"})
+    assert free["text"] == text["text"]
