@@ -194,7 +194,6 @@ def _compress(plan: BuildPlan, path: Path) -> Any:
 def _quantize(plan: BuildPlan, model: Any) -> Any:
     import nncf
 
-    nncf.set_log_level(logging.ERROR)
     if plan.group_size is None:
         return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
     return nncf.compress_weights(
