@@ -10,6 +10,7 @@ these", and of wider ranges, xgrammar makes byte sequences that are no UTF-8 as 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 MAX_INTEGER_DIGITS = 15  # what a double holds exactly, as most JSON libraries read numbers
@@ -40,9 +41,14 @@ null ::= "null"
 ANY_OBJECT = f"root ::= object{JSON_RULES}"
 
 
+# xgrammar writes these as \x and two digits, and then reads a hex digit after them as a third.
+_MISREAD = re.compile(r"(?<=[\x00-\x1f\x7f-\xff])(?=[0-9a-fA-F])")
+
+
 def literal(text: str) -> str:
     """An expression for exactly this text."""
-    return '"' + "".join(map(_escape, text)) + '"'
+    pieces = ['"' + "".join(map(_escape, piece)) + '"' for piece in _MISREAD.split(text)]
+    return pieces[0] if len(pieces) == 1 else "(" + " ".join(pieces) + ")"
 
 
 def _escape(char: str) -> str:

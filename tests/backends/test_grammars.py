@@ -18,6 +18,8 @@ from deepinfer.generation import (
     SamplingParams,
     TokenChunk,
 )
+from deepinfer.text import ebnf
+from deepinfer.text.tokenizer import Tokenizer
 from tests.building import BuildEngine
 
 EXPLOSIVE = Grammar("regex", "(((((a{1,1000}){1,1000}){1,1000}){1,1000}){1,1000})", param="p")
@@ -56,6 +58,21 @@ def run(backend: Backend, id_: str, grammar: Grammar) -> TokenChunk:
 
 def test_good_grammar_is_followed_to_its_end(backend: Backend) -> None:
     assert run(backend, "a", Grammar("regex", "[a-c]{5}")).finish_reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize(
+    "text", ["éA", "ÿf Zoë's été", "a\x7fb", "\x85A", "\x01A", "日本A", 'q"\\A']
+)
+def test_literal_is_written_as_it_is(
+    backend: Backend, build_engine: BuildEngine, text: str
+) -> None:
+    """xgrammar reads a hex digit after some characters as a part of their escape."""
+    engine = build_engine("llama", "fp32", "--max-seq-len", "512", "--max-batch-size", "8").engine
+    grammar = Grammar("ebnf", ebnf.choice_grammar([text]))
+    backend.add(make_request("literal", grammar, max_tokens=60))
+    chunks = step_until(backend, "literal")
+    token_ids = [token_id for chunk in chunks for token_id in chunk.token_ids]
+    assert Tokenizer.load(engine.tokenizer_dir).decode(token_ids) == text
 
 
 def test_bad_grammar_ends_its_request_only(backend: Backend) -> None:
