@@ -211,6 +211,8 @@ def bias_vector(logit_bias: Mapping[int, float], padded_vocab_size: int) -> list
 
 def grammar_arguments(grammar: Grammar) -> dict[str, Any]:
     """The keyword of the library's GuidedDecodingParams for a grammar."""
+    if grammar.ebnf:  # the library's own form of JSON allows any amount of white space
+        return {"grammar": grammar.ebnf}
     if grammar.kind == "json":
         return {"json_object": True}
     return {GUIDED_FIELDS[grammar.kind]: grammar.text}

@@ -175,6 +175,7 @@ def _check_requests(loaded: Any, engine: EngineFolder) -> None:
         Grammar("json_schema", '{"type": "integer"}'): ("json", '{"type": "integer"}'),
         Grammar("regex", "[0-9]{2}"): ("regex", "[0-9]{2}"),
         Grammar("ebnf", 'root ::= "a"'): ("grammar", 'root ::= "a"'),
+        Grammar("json", ebnf='root ::= "{}"'): ("grammar", 'root ::= "{}"'),
     }
     for grammar, (field, value) in grammars.items():
         guided = _run(loaded, SamplingParams(max_tokens=4, temperature=0, grammar=grammar))
