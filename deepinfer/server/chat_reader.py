@@ -13,9 +13,9 @@ from uuid import uuid4
 import msgspec
 
 from deepinfer.generation import TokenId
+from deepinfer.server.chat_body import ChatBody
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.prepare import Plan
-from deepinfer.server.schemas import ChatBody
 from deepinfer.text.reasoning import Reasoning, ReasoningParser, opens_reasoning
 from deepinfer.text.tool_calls import (
     ArgumentsDelta,

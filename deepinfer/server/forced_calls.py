@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from deepinfer.errors import InvalidValue
 from deepinfer.generation import Grammar
+from deepinfer.server.chat_body import ChatBody
 from deepinfer.server.engines import ServedEngine
-from deepinfer.server.schemas import ChatBody, GenerationBody
+from deepinfer.server.schemas import GenerationBody
 from deepinfer.text.call_grammar import make_call_grammar
 from deepinfer.text.json_schema import SchemaRefused
 from deepinfer.text.tool_schema import Tool, tool_call_schema

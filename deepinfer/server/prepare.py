@@ -15,13 +15,13 @@ from typing import Any
 
 from deepinfer.errors import ContextLengthExceeded, InvalidValue, UnsupportedParameter
 from deepinfer.generation import GenerationRequest, Grammar, SamplingParams, TokenId
+from deepinfer.server.chat_body import ChatBody
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.forced_calls import find_grammar
 from deepinfer.server.messages import ChatMessage
 from deepinfer.server.schemas import (
     DEFAULT_MAX_TOKENS,
     INT64_MAX,
-    ChatBody,
     CompletionBody,
     GenerationBody,
     Prompt,

@@ -8,7 +8,8 @@ import pytest
 
 from deepinfer.errors import RequestError
 from deepinfer.server import openapi, refused
-from deepinfer.server.schemas import ChatBody, CompletionBody
+from deepinfer.server.chat_body import ChatBody
+from deepinfer.server.schemas import CompletionBody
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
 REFUSED = {*refused.COMPLETION, *refused.CHAT, *refused.MESSAGE, *refused.STREAM_OPTIONS}

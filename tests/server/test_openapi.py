@@ -8,7 +8,8 @@ import httpx
 import pytest
 
 from deepinfer.server import refused
-from deepinfer.server.schemas import ChatBody, CompletionBody, Schema
+from deepinfer.server.chat_body import ChatBody
+from deepinfer.server.schemas import CompletionBody, Schema
 from deepinfer.server.token_bodies import DetokenizeBody, TokenizeBody
 
 BODIES = {"CompletionBody": CompletionBody, "ChatBody": ChatBody}

@@ -10,10 +10,11 @@ import pytest
 from deepinfer.errors import ContextLengthExceeded, InvalidValue
 from deepinfer.generation import SamplingParams
 from deepinfer.runtime.client import EngineClient
+from deepinfer.server.chat_body import ChatBody
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.names import EngineNames
 from deepinfer.server.prepare import INLINE_CHARS, Plan, prepare_chat, prepare_completion
-from deepinfer.server.schemas import ChatBody, CompletionBody
+from deepinfer.server.schemas import CompletionBody
 from deepinfer.text.chat_template import ChatTemplate
 from deepinfer.text.tokenizer import Tokenizer
 from tests.server.serving import CONTEXT_LENGTH, make_echo_engine

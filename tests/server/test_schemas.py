@@ -10,13 +10,9 @@ from pydantic import ValidationError
 
 from deepinfer.errors import InvalidJson, InvalidValue, RequestError, UnsupportedParameter
 from deepinfer.server import refused
+from deepinfer.server.chat_body import ChatBody
 from deepinfer.server.errors import from_validation
-from deepinfer.server.schemas import (
-    DEFAULT_MAX_TOKENS,
-    ChatBody,
-    CompletionBody,
-    Schema,
-)
+from deepinfer.server.schemas import DEFAULT_MAX_TOKENS, CompletionBody, Schema
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 REFERENCE_DEFAULTS = {

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deepinfer.server.body import read_json
+from deepinfer.server.chat_body import ChatBody
 from deepinfer.server.chat_reader import ChatPart, ChatReader, make_readers
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.generate import Answer, Delta, Generation
@@ -36,7 +37,6 @@ from deepinfer.server.responses import (
     ReadMessage,
     Usage,
 )
-from deepinfer.server.schemas import ChatBody
 from deepinfer.server.sse import ChatEvents, open_stream
 from deepinfer.server.state import ServerState
 
