@@ -5,16 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any, Self
 
 from pydantic import FailFast, Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from deepinfer.server import refused as refused_fields
 from deepinfer.server.messages import ChatMessage
-from deepinfer.server.schema_base import Schema
+from deepinfer.server.schema_base import Schema, invalid
 from deepinfer.server.schemas import MAX_MESSAGES
-
-
-def _invalid(rule: str, at: str) -> PydanticCustomError:
-    return PydanticCustomError("invalid_value", "{rule}", {"rule": rule, "at": at})
 
 
 class ModelBody(Schema):
@@ -56,10 +51,10 @@ class TokenizeBody(ModelBody):
     def _check_input(self) -> Self:
         if self.prompt is None and not self.messages:
             if "messages" in self.model_fields_set:
-                raise _invalid("must not be empty", "messages")
+                raise invalid("must not be empty", "messages")
             raise PydanticCustomError("missing", "is required", {"at": "prompt"})
         if self.prompt is not None and self.messages:
-            raise _invalid("may not be given together with `prompt`", "messages")
+            raise invalid("may not be given together with `prompt`", "messages")
         return self
 
 
