@@ -8,7 +8,7 @@ from pydantic import FailFast, Field, model_validator
 
 from deepinfer.server import refused as refused_fields
 from deepinfer.server.messages import ChatMessage
-from deepinfer.server.schema_base import Schema, invalid
+from deepinfer.server.schema_base import Schema, invalid, missing
 from deepinfer.server.schemas import MAX_MESSAGES
 
 
@@ -52,7 +52,7 @@ class TokenizeBody(ModelBody):
         if self.prompt is None and not self.messages:
             if "messages" in self.model_fields_set:
                 raise invalid("must not be empty", "messages")
-            raise PydanticCustomError("missing", "is required", {"at": "prompt"})
+            raise missing("prompt")
         if self.prompt is not None and self.messages:
             raise invalid("may not be given together with `prompt`", "messages")
         return self
