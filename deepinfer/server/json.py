@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
-from deepinfer.server.responses import Answer
+from deepinfer.server.answers import Answer
 
 
 def json_response(answer: Answer) -> Response:

@@ -15,9 +15,9 @@ from pydantic.json_schema import models_json_schema
 
 from deepinfer import errors
 from deepinfer.errors import RequestError
+from deepinfer.server.answers import ErrorBody
 from deepinfer.server.auth import OPEN_PATHS
 from deepinfer.server.chat_body import ChatBody
-from deepinfer.server.responses import ErrorBody
 from deepinfer.server.schema_base import Schema
 from deepinfer.server.schemas import CompletionBody
 from deepinfer.server.token_bodies import DetokenizeBody, TokenizeBody

@@ -4,7 +4,7 @@ A body that has become one of these models needs no further check but those that
 the length of the prompt and the ids of tokens. Arrays fail at their first wrong item, so that a
 body of millions of mistakes costs no more than one of millions of words. JSON types are strict
 (`"1"` is not a number); null means the default. The body of a chat is in `chat_body.py`, the
-answers' side in `responses.py`; fields that are known from other servers and refused here are in
+answers' side in `answers.py`; fields that are known from other servers and refused here are in
 `refused.py`.
 """
 

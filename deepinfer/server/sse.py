@@ -1,7 +1,7 @@
 """Server-sent events: how chunks become bytes, and how bytes are sent.
 
 A stream's events differ in a few places only, so all the rest is rendered once a stream and an
-event costs one join. The templates are held to the models of `responses.py` by the tests.
+event costs one join. The templates are held to the models of `answers.py` by the tests.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from deepinfer.server.responses import ErrorBody
+from deepinfer.server.answers import ErrorBody
 from tests.server.serving import CONTEXT_LENGTH, MODEL_ID
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from deepinfer.errors import EngineUnavailable
 from deepinfer.generation import FinishReason, Usage
-from deepinfer.server.responses import ChatChunk, CompletionChunk
+from deepinfer.server.answers import ChatChunk, CompletionChunk
 from deepinfer.server.sse import (
     DONE,
     ChatEvents,

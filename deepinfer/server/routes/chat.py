@@ -10,6 +10,17 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from deepinfer.server.answers import (
+    AssistantMessage,
+    CalledFunction,
+    CallOfTool,
+    ChatChoice,
+    ChatCompletion,
+    ChatFinishReason,
+    ChatLogProbs,
+    ReadMessage,
+    Usage,
+)
 from deepinfer.server.body import read_json
 from deepinfer.server.chat_body import ChatBody
 from deepinfer.server.chat_reader import ChatPart, ChatReader, make_readers
@@ -26,17 +37,6 @@ from deepinfer.server.openapi import (
 )
 from deepinfer.server.prepare import prepare_chat
 from deepinfer.server.record import record_of
-from deepinfer.server.responses import (
-    AssistantMessage,
-    CalledFunction,
-    CallOfTool,
-    ChatChoice,
-    ChatCompletion,
-    ChatFinishReason,
-    ChatLogProbs,
-    ReadMessage,
-    Usage,
-)
 from deepinfer.server.sse import ChatEvents, open_stream
 from deepinfer.server.state import ServerState
 

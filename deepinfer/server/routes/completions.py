@@ -10,6 +10,12 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from deepinfer.server.answers import (
+    Completion,
+    CompletionChoice,
+    CompletionLogProbs,
+    Usage,
+)
 from deepinfer.server.body import read_json
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.generate import Generation
@@ -24,12 +30,6 @@ from deepinfer.server.openapi import (
 )
 from deepinfer.server.prepare import prepare_completion
 from deepinfer.server.record import record_of
-from deepinfer.server.responses import (
-    Completion,
-    CompletionChoice,
-    CompletionLogProbs,
-    Usage,
-)
 from deepinfer.server.schemas import CompletionBody
 from deepinfer.server.sse import CompletionEvents, open_stream
 from deepinfer.server.state import ServerState

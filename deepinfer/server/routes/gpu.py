@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deepinfer.device import Gpu
+from deepinfer.server.answers import GpuInfo, GpuList
 from deepinfer.server.json import json_response
 from deepinfer.server.openapi import ANY_ROUTE, describe_errors
-from deepinfer.server.responses import GpuInfo, GpuList
 from deepinfer.server.state import ServerState
 
 GIB = 2**30

@@ -14,11 +14,11 @@ from starlette.responses import Response
 
 from deepinfer.engine import FAILED, RESTARTING, STOPPED, EngineStatus
 from deepinfer.errors import EngineLoading, EngineUnavailable, RequestError
+from deepinfer.server.answers import Alive, EngineState, Health, NoneReady, NotReady, Ready
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.errors import error_response
 from deepinfer.server.json import json_response
 from deepinfer.server.openapi import Responses
-from deepinfer.server.responses import Alive, EngineState, Health, NoneReady, NotReady, Ready
 from deepinfer.server.state import ServerState
 
 CODES = "Code `engine_loading`, `engine_unavailable` or `shutting_down`"

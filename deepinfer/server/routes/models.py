@@ -9,10 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deepinfer.errors import ModelNotFound
+from deepinfer.server.answers import Model, ModelList
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.json import json_response
 from deepinfer.server.openapi import ANY_ROUTE, describe_errors
-from deepinfer.server.responses import Model, ModelList
 from deepinfer.server.state import ServerState
 
 ID_PARAMETER: dict[str, Any] = {

@@ -8,12 +8,12 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from deepinfer.server.answers import Detokenized, Tokenized
 from deepinfer.server.body import read_json
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.json import json_response
 from deepinfer.server.openapi import TOKENIZING_ROUTE, describe_body, describe_errors
 from deepinfer.server.prepare import check_token_ids, tokenize_chat, tokenize_prompts
-from deepinfer.server.responses import Detokenized, Tokenized
 from deepinfer.server.schemas import TokenIds
 from deepinfer.server.state import ServerState
 from deepinfer.server.token_bodies import DetokenizeBody, TokenizeBody

@@ -7,9 +7,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deepinfer import __version__
+from deepinfer.server.answers import Version
 from deepinfer.server.json import json_response
 from deepinfer.server.openapi import ANY_ROUTE, describe_errors
-from deepinfer.server.responses import Version
 from deepinfer.server.state import ServerState
 
 
