@@ -12,6 +12,9 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What a server decides about an engine process, apart from what the engine itself says."""
 
     max_waiting: int = 1024  # requests that may wait before more are refused
+    max_waiting_tokens: int = 4_000_000  # of their prompts together
+    resume_attempts: int = 5  # engine deaths that a running request outlives
+    hang_timeout_s: float = 10.0  # without an answer and without computing, before it is killed
     kv_cache_bytes: int | None = None  # None: as much as full batches need, within free memory
     kv_cache_fraction: float | None = None  # of the memory free at loading; None: the backend's own
     num_threads: int | None = None  # None: every CPU that the process may use

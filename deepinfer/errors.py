@@ -25,6 +25,7 @@
         EngineLoading                 503 engine_loading
         ShuttingDown                  503 shutting_down
         EngineUnavailable             503 engine_unavailable
+          RequestAbandoned            503 engine_unavailable, not to be sent again
         RequestTimeout                504 request_timeout
 
 Raise a leaf; the root is caught in two places only: the command line and the server's error
@@ -172,6 +173,10 @@ class ShuttingDown(RequestError):
 class EngineUnavailable(RequestError):
     status = 503
     code = "engine_unavailable"
+
+
+class RequestAbandoned(EngineUnavailable):
+    """The request may itself be what the engine dies of."""
 
 
 class RequestTimeout(RequestError):

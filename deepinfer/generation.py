@@ -15,12 +15,17 @@ TokenId = int
 
 
 class FinishReason(StrEnum):
-    """Why a request ended. Only STOP and LENGTH are answers; the others are for the server."""
+    """Why a request ended. Only STOP and LENGTH are answers; the others are for the server.
+
+    INTERRUPTED says that the backend has lost the request through no fault of its own; it may be
+    added again, with the tokens so far.
+    """
 
     STOP = "stop"
     LENGTH = "length"
     CANCELLED = "cancelled"
     ERROR = "error"
+    INTERRUPTED = "interrupted"
 
 
 class Grammar(msgspec.Struct, frozen=True):

@@ -5,6 +5,7 @@
 2. `cancel` frees the request's part of the KV cache by the end of the next `step`.
 3. A fault of one request ends that request only, with a chunk whose reason is ERROR. A fault of the
    whole backend is raised from `step` as BackendFault; the host then exits and is started again.
+   A backend that can get over it ends what it held with INTERRUPTED instead, to be added again.
 4. Idle costs no CPU: a backend works only inside `load`, `add` and `step`.
 5. A parameter that the library cannot honour is refused by `check`, by name, before the request is
    queued. Nothing is dropped or renamed.

@@ -9,6 +9,7 @@ go, because reading an empty one blocks for ever with the interpreter's lock hel
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,8 @@ from deepinfer.generation import (
     TokenLogProbs,
 )
 from deepinfer.manifest import EngineFolder, EngineManifest
+
+logger = logging.getLogger(__name__)
 
 TOKENS_PER_BLOCK = 32  # the CPU plugin's paged attention has no other block size
 FREE_MEMORY_SHARE = (
@@ -148,13 +151,30 @@ class OpenVinoBackend:
             if self._pipeline.has_non_finished_requests():
                 self._pipeline.step()
         except Exception as error:
-            raise BackendFault(f"OpenVINO failed in a step: {_first_line(error)}") from error
+            return refusals + self._recover(error)
         chunks = [self._read(request_id, handle) for request_id, handle in self._handles.items()]
         for chunk in chunks:
             if chunk is not None and chunk.finish_reason is not None:
                 del self._handles[chunk.request_id]
                 self._with_log_probs.discard(chunk.request_id)
         return refusals + self._scorer.pass_on(chunk for chunk in chunks if chunk is not None)
+
+    def _recover(self, error: Exception) -> list[TokenChunk]:
+        """Let go of every request, after which the library can step again; they may come back.
+
+        An exception leaves the pipeline in the middle of its scheduling. Raises BackendFault when
+        it does not get out of there.
+        """
+        what = f"OpenVINO failed in a step: {_first_line(error)}"
+        lost = list(self._handles)
+        for request_id in lost:
+            self.cancel(request_id)
+        try:
+            self._pipeline.step()
+        except Exception:
+            raise BackendFault(what) from error
+        logger.error("%s; its %d requests are taken again", what, len(lost))
+        return [TokenChunk(name, finish_reason=FinishReason.INTERRUPTED) for name in lost]
 
     def _pass_gate(self) -> Iterator[TokenChunk]:
         """Start the requests whose grammar compiles; the others end with what is wrong with it."""

@@ -7,7 +7,10 @@ It serves the tests and the benchmarks of everything around a model. It keeps ev
     step_us             microseconds that one step takes; 0 is as fast as possible
     tokens_per_block    tokens in a KV cache block
     num_blocks          KV cache blocks; when absent, enough for full batches
+    counts              each token is the one after the token before it, without an end, so that an
+                        answer goes on alike from wherever its beginning is a part of the prompt
     fault_token_id      a prompt that holds this id makes `step` fail, to test what follows
+    stumble_token_id    the first request with this id interrupts everything that runs with it
 """
 
 from __future__ import annotations
@@ -39,7 +42,9 @@ class SimulatedBackend:
     eos_token_id: int
     script: tuple[int, ...] | None = None
     step_s: float = 0.0
+    counts_to: int | None = None  # size of the vocabulary that is counted through
     fault_token_id: int | None = None
+    stumble_token_id: int | None = None
     _running: dict[str, _Sequence] = field(default_factory=dict)
 
     @classmethod
@@ -47,13 +52,15 @@ class SimulatedBackend:
         manifest = engine.manifest
         settings = manifest.backend.settings
         script = settings.get("script")
-        fault = settings.get("fault_token_id")
+        fault, stumble = settings.get("fault_token_id"), settings.get("stumble_token_id")
         return cls(
             capacity=_read_capacity(manifest),
             eos_token_id=manifest.tokens.eos_token_ids[0],
             script=tuple(int(word) for word in str(script).split()) if script else None,
             step_s=int(settings.get("step_us", 0)) / 1e6,
+            counts_to=manifest.tokens.vocab_size if settings.get("counts") else None,
             fault_token_id=int(fault) if fault is not None else None,
+            stumble_token_id=int(stumble) if stumble is not None else None,
         )
 
     @property
@@ -73,6 +80,10 @@ class SimulatedBackend:
     def step(self) -> list[TokenChunk]:
         if self.step_s:
             time.sleep(self.step_s)
+        if self._stumbles():
+            self.stumble_token_id = None
+            lost, self._running = self._running, {}
+            return [TokenChunk(name, finish_reason=FinishReason.INTERRUPTED) for name in lost]
         chunks = [self._advance(sequence) for sequence in self._running.values()]
         for chunk in chunks:
             if chunk.finish_reason is not None:
@@ -81,6 +92,10 @@ class SimulatedBackend:
 
     def close(self) -> None:
         self._running.clear()
+
+    def _stumbles(self) -> bool:
+        running = self._running.values()
+        return any(self.stumble_token_id in seq.request.prompt_token_ids for seq in running)
 
     def _advance(self, sequence: _Sequence) -> TokenChunk:
         request = sequence.request
@@ -109,6 +124,10 @@ class SimulatedBackend:
         return (None, *self._certain(request, request.prompt_token_ids[1:]))
 
     def _next_token(self, sequence: _Sequence) -> int:
+        if self.counts_to is not None:
+            return (
+                sequence.request.prompt_token_ids[-1] + sequence.num_emitted + 1
+            ) % self.counts_to
         sampling = sequence.request.sampling
         may_end = not sampling.ignore_eos and sequence.num_emitted >= sampling.min_tokens
         if sequence.num_emitted >= len(sequence.script) and may_end:

@@ -1,15 +1,16 @@
 """The API process's side of one engine: generate, cancel, and know how the engine is.
 
 All methods belong to one event loop. A step's tokens arrive as one message and wake each waiting
-request once, however many sequences it has. The client knows no text and no HTTP.
+call once, however many sequences it has. When the engine process dies, what it held is submitted
+to the next one and goes on where it was (`flight.py`, `hangar.py`). The client knows no text and
+no HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
-from typing import cast
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 
 from deepinfer.engine import (
     FAILED,
@@ -33,12 +34,16 @@ from deepinfer.errors import (
 from deepinfer.generation import FinishReason, GenerationRequest, TokenChunk
 from deepinfer.manifest import EngineFolder, EngineManifest
 from deepinfer.runtime import wire
+from deepinfer.runtime.call import DEFAULT_TERMS, Call, Terms
+from deepinfer.runtime.connection import Connection
+from deepinfer.runtime.flight import Diverged, Flight
+from deepinfer.runtime.hangar import RESTART_RETRY_S, Hangar
 from deepinfer.runtime.supervisor import EngineSupervisor
+from deepinfer.runtime.watchdog import Life, Watchdog
 
 logger = logging.getLogger(__name__)
 
 LOADING_RETRY_S = 2
-RESTART_RETRY_S = 2
 
 
 class EngineClient:
@@ -49,15 +54,25 @@ class EngineClient:
         self.status = EngineStatus(STARTING)
         self.load = Load()
         self.capacity: Capacity | None = None
+        self.num_resumed = 0  # times that a running sequence went on in another life of the engine
+        self._max_failed_lives = options.resume_attempts
         self._supervisor = EngineSupervisor(engine, options, self._on_exit)
-        self._mailboxes: dict[str, _Mailbox] = {}
-        self._connection: _Connection | None = None
+        self._watchdog = Watchdog(
+            options.hang_timeout_s,
+            find_life=self._find_life,
+            ping=lambda: self._send(wire.Ping()),
+            kill=self._supervisor.kill,
+        )
+        self._hangar = Hangar(options.resume_attempts)
+        self._connection: Connection | None = None
         self._failure: wire.Failed | None = None
+        self._num_failed_lives = 0  # that ended before they were ready, in a row
         self._has_been_ready = False
-        self._is_closing = False
+        self._is_draining = False
+        self._is_closed = False
         self._first_load = asyncio.Event()
         self._drained = asyncio.Event()
-        self._reconnecting: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def manifest(self) -> EngineManifest:
@@ -66,7 +81,7 @@ class EngineClient:
     @property
     def num_in_flight(self) -> int:
         """Sequences that were submitted and have not ended."""
-        return len(self._mailboxes)
+        return len(self._hangar)
 
     @property
     def engine_pid(self) -> int | None:
@@ -80,6 +95,7 @@ class EngineClient:
         """Start the engine process and return at once; `status` says how the loading goes."""
         await self._supervisor.start()
         await self._connect()
+        self._spawn(self._watchdog.run())
 
     async def wait_ready(self) -> None:
         """Wait for the end of the first load. Raises BackendError when it fails."""
@@ -89,60 +105,67 @@ class EngineClient:
             raise BackendError(failure.message, hint=failure.hint)
 
     async def generate(
-        self, requests: Sequence[GenerationRequest]
+        self, requests: Sequence[GenerationRequest], terms: Terms = DEFAULT_TERMS
     ) -> AsyncGenerator[list[TokenChunk], None]:
         """Run `requests` together and yield their new chunks, those of one wake-up as one list.
 
         Ends when each request has had its finish reason. Closing the generator cancels what still
         runs. Raises a RequestError: before the first item when the engine does not take the
-        requests (it takes all or none), later when the engine process dies under them.
+        requests (it takes all or none), later when they cannot be finished.
         """
-        connection = self._check_accepting()
-        mailbox = _Mailbox()
+        self._check_accepting()
+        call = Call(terms)
+        max_input_len = self.manifest.limits.max_input_len
+        for request in requests:
+            self._hangar.launch(Flight(request, call, max_input_len))
+        self._send(wire.Submit(tuple(requests), terms.tenant, terms.priority))
         unfinished = {request.request_id for request in requests}
-        self._mailboxes.update(dict.fromkeys(unfinished, mailbox))
-        connection.send(wire.Submit(tuple(requests)))
         try:
-            while unfinished:
-                chunks = await mailbox.receive()
-                unfinished -= {chunk.request_id for chunk in chunks if chunk.finish_reason}
-                yield chunks
+            with call.limits():
+                while unfinished:
+                    chunks = await call.receive()
+                    unfinished -= {chunk.request_id for chunk in chunks if chunk.finish_reason}
+                    yield chunks
         finally:
-            self._forget({request.request_id for request in requests}, unfinished)
+            self._remove(unfinished)
 
     def cancel(self, request_ids: Sequence[str]) -> None:
         """End some sequences of a running `generate` early; each gets one last chunk, CANCELLED.
 
         An id that has ended already, or never was, is passed over.
         """
-        running = [request_id for request_id in request_ids if request_id in self._mailboxes]
-        for request_id in running:
-            last = TokenChunk(request_id, finish_reason=FinishReason.CANCELLED)
-            self._mailboxes.pop(request_id).deliver(last)
-        if running and self._connection is not None:
-            self._connection.send(wire.Cancel(tuple(running)))
+        for flight in self._remove(request_ids):
+            name = flight.request.request_id
+            flight.call.deliver(TokenChunk(name, finish_reason=FinishReason.CANCELLED))
 
     async def close(self, timeout_s: float) -> None:
         """Take no more work, give running requests up to `timeout_s`, and end the engine."""
-        self._is_closing = True
-        if self._mailboxes:
+        self._is_draining = True
+        if self.num_in_flight:
             self._drained.clear()
             try:
                 await asyncio.wait_for(self._drained.wait(), timeout_s)
             except TimeoutError:
-                logger.warning("%d sequences did not finish in time", len(self._mailboxes))
+                logger.warning("%d sequences did not finish in time", self.num_in_flight)
+        self._is_closed = True
         self._fail_all(ShuttingDown("The server is shutting down", retry_after_s=RESTART_RETRY_S))
         self.status = EngineStatus(STOPPED)
         await self._supervisor.close()
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._connection is not None:
+            self._connection.close()
         self._first_load.set()
 
     # Towards the engine
 
-    def _check_accepting(self) -> _Connection:
-        if self._is_closing:
+    def _check_accepting(self) -> None:
+        if self._is_draining:
             raise ShuttingDown("The server is shutting down", retry_after_s=RESTART_RETRY_S)
-        if self.status.is_ready and self._connection is not None:
-            return self._connection
+        if self.status.is_ready:
+            return
         if self._has_been_ready:
             raise EngineUnavailable(
                 "The engine ended unexpectedly and is being restarted",
@@ -155,19 +178,41 @@ class EngineClient:
             retry_after_s=LOADING_RETRY_S,
         )
 
-    def _forget(self, request_ids: set[str], unfinished: set[str]) -> None:
-        for request_id in request_ids:
-            self._mailboxes.pop(request_id, None)
-        if unfinished and self._connection is not None:
-            self._connection.send(wire.Cancel(tuple(unfinished)))
-        if not self._mailboxes:
+    def _send(self, message: wire.ToEngine) -> None:
+        if self._connection is not None:
+            self._connection.send(message)
+
+    def _remove(self, request_ids: Iterable[str]) -> list[Flight]:
+        """Forget requests, here and in the engine. Returns those that had not ended."""
+        flights = [self._hangar.find(request_id) for request_id in request_ids]
+        removed = [flight for flight in flights if flight is not None]
+        airborne = [flight.wire_id for flight in removed if self._hangar.is_airborne(flight)]
+        if airborne:
+            self._send(wire.Cancel(tuple(airborne)))
+        for flight in removed:
+            self._hangar.remove(flight)
+        self._note_departures()
+        return removed
+
+    def _note_departures(self) -> None:
+        """Requests have ended: others may take off, or all is drained."""
+        self._resume()
+        if not self.num_in_flight:
             self._drained.set()
+
+    def _resume(self) -> None:
+        """Submit what an earlier life of the engine has left, as far as it may run now."""
+        if not self.status.is_ready or not self._hangar.has_grounded:
+            return
+        for flight, request in self._hangar.take_off():
+            self.num_resumed += flight.num_interruptions > 0
+            terms = flight.call.terms
+            self._send(wire.Submit((request,), terms.tenant, terms.priority, is_resumed=True))
 
     async def _connect(self) -> None:
         # Between two lives of the engine this waits in the socket's backlog for the next one.
-        loop = asyncio.get_running_loop()
-        _, self._connection = await loop.create_unix_connection(
-            lambda: _Connection(self), str(self._supervisor.socket_path)
+        self._connection = await Connection.open(
+            self._supervisor.socket_path, self.on_message, self.on_connection_lost
         )
 
     async def _reconnect(self) -> None:
@@ -177,36 +222,46 @@ class EngineClient:
             # Only when the supervisor has closed its socket: the server is ending.
             logger.debug("not connecting to the engine again: %s", error)
 
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _find_life(self) -> Life | None:
+        pid = self.engine_pid
+        if pid is None or self._connection is None:
+            return None
+        return Life(pid, is_loading=not self.status.is_ready)
+
     # From the engine
 
     def on_message(self, message: wire.FromEngine) -> None:
         """Called by the connection with each message, in order."""
-        if isinstance(message, wire.Step):
-            self._on_step(message)
-        elif isinstance(message, wire.Rejected):
-            self._on_rejected(message)
-        elif isinstance(message, wire.Progress):
-            self._on_progress(message)
-        elif isinstance(message, wire.Ready):
-            self._on_ready(message)
-        else:
-            self._failure = message
+        self._watchdog.hear()
+        match message:
+            case wire.Step():
+                self._on_step(message)
+            case wire.Admitted():
+                self._on_admitted(message)
+            case wire.Rejected():
+                self._on_rejected(message)
+            case wire.Progress():
+                self._on_progress(message)
+            case wire.Ready():
+                self._on_ready(message)
+            case wire.Failed():
+                self._failure = message
 
     def on_connection_lost(self) -> None:
         """Called when the engine process is gone, before its exit status is known."""
         self._connection = None
-        if self._is_closing:
+        if self._is_closed:
             return
         if self._has_been_ready:
             self.status = EngineStatus(RESTARTING, message=self._failure_text)
         self.load = Load()
-        self._fail_all(
-            EngineUnavailable(
-                "The engine ended while this request was running; it is being restarted",
-                retry_after_s=RESTART_RETRY_S,
-            )
-        )
-        self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect())
+        self._ground(self._hangar.airborne)
+        self._spawn(self._reconnect())
 
     def _on_exit(self, exit_status: int) -> bool:
         """Whether the supervisor should start another: not if the engine never came up at all."""
@@ -216,10 +271,18 @@ class EngineClient:
                 "its last words are in the log above; try again with --log-level DEBUG",
             )
         if self._has_been_ready:
+            self._count_life()
             return True
         self.status = EngineStatus(FAILED, message=self._failure_text)
         self._first_load.set()
         return False
+
+    def _count_life(self) -> None:
+        """Requests do not wait for ever for an engine that does not come up again."""
+        self._num_failed_lives += 1
+        if self._num_failed_lives > self._max_failed_lives + 1:
+            text = f"The engine ended and cannot be started again: {self._failure_text}"
+            self._fail_all(EngineUnavailable(text))
 
     @property
     def _failure_text(self) -> str | None:
@@ -234,81 +297,77 @@ class EngineClient:
         self.capacity = message.capacity
         self.status = EngineStatus(READY, 100)
         self._failure = None
+        self._num_failed_lives = 0
         self._has_been_ready = True
         self._first_load.set()
+        self._resume()
+
+    def _on_admitted(self, message: wire.Admitted) -> None:
+        for wire_id in message.request_ids:
+            flight = self._hangar.find_airborne(wire_id)
+            if flight is not None:
+                flight.is_admitted = True
+                flight.call.admit()
 
     def _on_step(self, message: wire.Step) -> None:
         self.load = message.load
+        interrupted: list[Flight] = []
         for chunk in message.chunks:
             # A request that was cancelled a moment ago may still have tokens under way.
-            mailbox = self._mailboxes.get(chunk.request_id)
-            if mailbox is not None:
-                mailbox.deliver(chunk)
+            flight = self._hangar.find_airborne(chunk.request_id)
+            if flight is None:
+                continue
+            if chunk.finish_reason is FinishReason.INTERRUPTED:
+                interrupted.append(flight)
+            else:
+                self._deliver(flight, chunk)
+        if interrupted:
+            self._ground(interrupted)
+            self._resume()
+
+    def _deliver(self, flight: Flight, chunk: TokenChunk) -> None:
+        was_suspect = flight.is_suspect
+        try:
+            new = flight.accept(chunk)
+        except Diverged:
+            self._divert(flight)
+            return
+        if new is None:
+            return
+        flight.call.deliver(new)
+        if new.finish_reason is not None:
+            self._hangar.remove(flight)
+            self._note_departures()
+        elif was_suspect:
+            self._resume()
+
+    def _divert(self, flight: Flight) -> None:
+        """A replay went another way than what the client has been sent."""
+        self._send(wire.Cancel((flight.wire_id,)))
+        if flight.can_continue:
+            self._hangar.hold(flight)
+        else:
+            self._hangar.remove(flight)
+            flight.call.fail(
+                EngineUnavailable("The engine ended, and this answer cannot be taken up again")
+            )
+        self._note_departures()
 
     def _on_rejected(self, message: wire.Rejected) -> None:
         error = request_error_by_code(message.code)(
             message.message, param=message.param, retry_after_s=message.retry_after_s
         )
-        for mailbox in {self._mailboxes.get(request_id) for request_id in message.request_ids}:
-            if mailbox is not None:
-                mailbox.fail(error)
+        flights = [self._hangar.find_airborne(wire_id) for wire_id in message.request_ids]
+        for call in {flight.call for flight in flights if flight is not None}:
+            call.fail(error)
+
+    def _ground(self, flights: Iterable[Flight]) -> None:
+        for flight, error in self._hangar.ground(flights):
+            logger.warning("request %s: %s", flight.request.request_id, error.message)
+            flight.call.fail(error)
+        if not self.num_in_flight:
+            self._drained.set()
 
     def _fail_all(self, error: RequestError) -> None:
-        for mailbox in set(self._mailboxes.values()):
-            mailbox.fail(error)
-
-
-class _Mailbox:
-    """Chunks on their way from the connection to the one coroutine that waits for them."""
-
-    def __init__(self) -> None:
-        self._chunks: list[TokenChunk] = []
-        self._error: RequestError | None = None
-        self._waiter: asyncio.Future[None] | None = None
-
-    def deliver(self, chunk: TokenChunk) -> None:
-        self._chunks.append(chunk)
-        self._wake()
-
-    def fail(self, error: RequestError) -> None:
-        self._error = error
-        self._wake()
-
-    async def receive(self) -> list[TokenChunk]:
-        """Every chunk since the last call, at least one. Raises the error that came instead."""
-        if not self._chunks and self._error is None:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        chunks, self._chunks = self._chunks, []
-        if chunks:
-            return chunks
-        assert self._error is not None
-        raise self._error
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-
-class _Connection(asyncio.Protocol):
-    """Frames in and out of one Unix socket."""
-
-    def __init__(self, client: EngineClient) -> None:
-        self._client = client
-        self._reader = wire.FrameReader()
-        self._transport: asyncio.WriteTransport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are no subclasses of asyncio's, only alike.
-        self._transport = cast(asyncio.WriteTransport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        for body in self._reader.feed(data):
-            self._client.on_message(wire.decode_from_engine(body))
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._client.on_connection_lost()
-
-    def send(self, message: wire.ToEngine) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(wire.encode(message))
+        for call in {flight.call for flight in self._hangar}:
+            call.fail(error)

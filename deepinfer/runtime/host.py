@@ -133,7 +133,9 @@ class EngineHost:
         started_at = time.monotonic()
         self._poll(timeout_s=0)
         self._backend = load_backend(self._engine, self._options, self._report)
-        self._queue = AdmissionQueue(self._backend.capacity, self._options.max_waiting)
+        self._queue = AdmissionQueue(
+            self._backend.capacity, self._options.max_waiting, self._options.max_waiting_tokens
+        )
         self._ready = wire.Ready(self._backend.capacity, time.monotonic() - started_at)
         self._broadcast(self._ready)
 
@@ -209,10 +211,13 @@ class EngineHost:
             self._forget(peer)
             return
         for message in messages:
-            if isinstance(message, wire.Submit):
-                self._submit(peer, message.requests)
-            else:
-                self._cancel(message.request_ids)
+            match message:
+                case wire.Submit():
+                    self._submit(peer, message)
+                case wire.Cancel():
+                    self._cancel(message.request_ids)
+                case wire.Ping():
+                    peer.send(wire.Pong())
 
     def _watch(self, peer: Peer) -> None:
         """Wake up for writing only while there is something to write."""
@@ -227,16 +232,21 @@ class EngineHost:
 
     # Requests
 
-    def _submit(self, peer: Peer, requests: tuple[GenerationRequest, ...]) -> None:
-        ids = tuple(request.request_id for request in requests)
+    def _submit(self, peer: Peer, message: wire.Submit) -> None:
+        ids = tuple(request.request_id for request in message.requests)
         try:
             if self._ready is None:
                 raise EngineLoading("The engine is still loading", retry_after_s=1)
             if len(set(ids)) < len(ids) or not self._owners.keys().isdisjoint(ids):
                 raise InternalError("a request id is already in flight")
-            for request in requests:
+            for request in message.requests:
                 self._check(request)
-            self._queue.put(requests)
+            self._queue.put(
+                message.requests,
+                tenant=message.tenant,
+                priority=message.priority,
+                is_bounded=not message.is_resumed,
+            )
         except RequestError as error:
             peer.send(
                 wire.Rejected(ids, error.code, error.message, error.param, error.retry_after_s)
@@ -270,7 +280,13 @@ class EngineHost:
                 self._cancelled.append(request_id)
 
     def _admit(self) -> None:
-        for request in self._queue.admit():
+        admitted = list(self._queue.admit())
+        for peer in self._peers.values():
+            ids = tuple(r.request_id for r in admitted if self._owners[r.request_id] is peer)
+            if ids:
+                # Before the step: should the step kill this process, it is known what it ran.
+                peer.send(wire.Admitted(ids))
+        for request in admitted:
             try:
                 self._backend.add(request)
             except DeepInferError as error:

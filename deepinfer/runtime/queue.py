@@ -2,7 +2,8 @@
 
 The libraries end every running request when one outgrows the cache, so a request is admitted only
 when its worst case (prompt and all tokens that it may generate) fits beside those of the others.
-First come, first served: a large request at the head waits for room and is not overtaken for ever.
+Whose turn it is, `turns.py` says: a large request whose turn it is waits for room and is not
+overtaken for ever.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from deepinfer.engine import Capacity
 from deepinfer.errors import ContextLengthExceeded, QueueFull
 from deepinfer.generation import GenerationRequest
+from deepinfer.runtime.turns import Turns
 
 MAX_RETRY_AFTER_S = 120  # above that the OpenAI SDK does not retry at all
 DEFAULT_RETRY_AFTER_S = 5  # before anything has finished there is no rate to go by
@@ -43,56 +45,90 @@ class DrainRate:
 class AdmissionQueue:
     """Requests that wait, and the blocks that admitted ones have reserved."""
 
-    def __init__(self, capacity: Capacity, max_waiting: int) -> None:
+    def __init__(self, capacity: Capacity, max_waiting: int, max_waiting_tokens: int) -> None:
         self.capacity = capacity
         self.max_waiting = max_waiting
+        self.max_waiting_tokens = max_waiting_tokens
         self.drain_rate = DrainRate()
-        self._waiting: dict[str, GenerationRequest] = {}
+        self._turns = Turns()
+        self._num_waiting_tokens = 0  # of prompts
         self._reserved_blocks: dict[str, int] = {}  # of admitted requests
+        self._num_free_blocks = capacity.num_blocks
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._turns)
 
     @property
     def num_admitted(self) -> int:
         return len(self._reserved_blocks)
 
-    @property
-    def num_free_blocks(self) -> int:
-        return self.capacity.num_blocks - sum(self._reserved_blocks.values())
+    def put(
+        self,
+        requests: Sequence[GenerationRequest],
+        *,
+        tenant: str = "",
+        priority: int = 0,
+        is_bounded: bool = True,
+    ) -> None:
+        """Queue all of `requests`. Raises QueueFull or ContextLengthExceeded, queueing none.
 
-    def put(self, requests: Sequence[GenerationRequest]) -> None:
-        """Queue all of `requests`. Raises QueueFull or ContextLengthExceeded, queueing none."""
+        Without `is_bounded` they are taken however many wait.
+        """
         for request in requests:
             self._check_size(request)
-        if len(self._waiting) + len(requests) > self.max_waiting:
-            raise QueueFull(
-                f"{len(self._waiting):,} requests are waiting; this engine queues at most "
-                f"{self.max_waiting:,}",
-                retry_after_s=self.drain_rate.seconds_to_drain(len(self._waiting)),
-            )
-        self._waiting.update((request.request_id, request) for request in requests)
+        if is_bounded:
+            self._check_room(requests)
+        for request in requests:
+            self._turns.add(request, tenant, priority)
+            self._num_waiting_tokens += len(request.prompt_token_ids)
 
     def admit(self) -> Iterator[GenerationRequest]:
-        """Take requests from the head while their worst case fits, reserving their blocks."""
-        while self._waiting and self.num_admitted < self.capacity.max_batch_size:
-            request = next(iter(self._waiting.values()))
-            num_blocks = self.capacity.blocks_for(request.max_total_len)
-            if num_blocks > self.num_free_blocks:
+        """Take requests in their turn while their worst case fits, reserving their blocks."""
+        while self.num_admitted < self.capacity.max_batch_size:
+            request = self._turns.peek()
+            if request is None:
                 return
-            del self._waiting[request.request_id]
+            num_blocks = self.capacity.blocks_for(request.max_total_len)
+            if num_blocks > self._num_free_blocks:
+                return
+            self._turns.take(request)
+            self._num_waiting_tokens -= len(request.prompt_token_ids)
             self._reserved_blocks[request.request_id] = num_blocks
+            self._num_free_blocks -= num_blocks
             yield request
 
     def remove_waiting(self, request_id: str) -> bool:
         """Forget a request that still waits; False when it does not."""
-        return self._waiting.pop(request_id, None) is not None
+        request = self._turns.remove(request_id)
+        if request is None:
+            return False
+        self._num_waiting_tokens -= len(request.prompt_token_ids)
+        return True
 
     def release(self, request_id: str) -> None:
         """Give back the blocks of an admitted request that has ended."""
-        if self._reserved_blocks.pop(request_id, None) is not None:
+        num_blocks = self._reserved_blocks.pop(request_id, None)
+        if num_blocks is not None:
+            self._num_free_blocks += num_blocks
             self.drain_rate.record_finish()
+
+    def _check_room(self, requests: Sequence[GenerationRequest]) -> None:
+        retry_after_s = self.drain_rate.seconds_to_drain(self.num_waiting)
+        if self.num_waiting + len(requests) > self.max_waiting:
+            raise QueueFull(
+                f"{self.num_waiting:,} requests are waiting; this engine queues at most "
+                f"{self.max_waiting:,}",
+                retry_after_s=retry_after_s,
+            )
+        num_tokens = sum(len(request.prompt_token_ids) for request in requests)
+        # One call that is larger than the bound may wait alone, or it could never be served.
+        if self.num_waiting and self._num_waiting_tokens + num_tokens > self.max_waiting_tokens:
+            raise QueueFull(
+                f"Prompts of {self._num_waiting_tokens:,} tokens are waiting; this engine queues "
+                f"at most {self.max_waiting_tokens:,}",
+                retry_after_s=retry_after_s,
+            )
 
     def _check_size(self, request: GenerationRequest) -> None:
         if self.capacity.blocks_for(request.max_total_len) > self.capacity.num_blocks:

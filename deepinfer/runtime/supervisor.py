@@ -66,6 +66,11 @@ class EngineSupervisor:
         await self._spawn()
         self._watcher = asyncio.create_task(self._watch())
 
+    def kill(self) -> None:
+        """End the process that runs now by force; another one is started."""
+        if self.pid is not None and self._process is not None:
+            self._process.kill()
+
     async def close(self) -> None:
         """End the process, by force if it does not end by itself, and remove the socket."""
         if self._watcher is not None:

@@ -27,9 +27,16 @@ class WireError(DeepInferError):
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
-    """Take these requests, all or none."""
+    """Take these requests, all or none.
+
+    The queue is fair between tenants; of one tenant's requests a lower priority comes first. What
+    an engine held when it died is taken again even when the queue is full.
+    """
 
     requests: tuple[GenerationRequest, ...]
+    tenant: str = ""
+    priority: int = 0
+    is_resumed: bool = False
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -38,7 +45,15 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     request_ids: tuple[str, ...]
 
 
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """Say that you are there."""
+
+
 # From the engine process to the API process.
+
+
+class Pong(msgspec.Struct, frozen=True, tag="pong"):
+    """The answer to a Ping, between two steps."""
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
@@ -72,6 +87,12 @@ class Rejected(msgspec.Struct, frozen=True, tag="rejected"):
     retry_after_s: int | None = None
 
 
+class Admitted(msgspec.Struct, frozen=True, tag="admitted"):
+    """These requests leave the queue. Sent before the step that they first run in."""
+
+    request_ids: tuple[str, ...]
+
+
 class Step(msgspec.Struct, frozen=True, tag="step"):
     """The new tokens of every request of this connection after one step."""
 
@@ -79,8 +100,8 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     load: Load
 
 
-ToEngine = Submit | Cancel
-FromEngine = Progress | Ready | Failed | Rejected | Step
+ToEngine = Submit | Cancel | Ping
+FromEngine = Pong | Progress | Ready | Failed | Rejected | Admitted | Step
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)

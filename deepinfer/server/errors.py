@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from deepinfer.errors import (
     EngineLoading,
@@ -26,10 +27,12 @@ from deepinfer.errors import (
     MethodNotAllowed,
     MissingParameter,
     NotFound,
+    RequestAbandoned,
     RequestError,
     RequestTimeout,
     UnsupportedParameter,
 )
+from deepinfer.server.messages_api.errors import as_messages_error, speaks_messages
 from deepinfer.server.record import record_of
 from deepinfer.validation import describe_rule, show_value
 
@@ -72,15 +75,23 @@ def error_headers(error: RequestError) -> dict[str, str]:
     if error.status in (429, 503):
         seconds = DEFAULT_RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
         headers["retry-after"] = str(min(max(seconds, 1), MAX_RETRY_AFTER_S))
-    if isinstance(error, InternalError | RequestTimeout):
+    if isinstance(error, InternalError | RequestTimeout | RequestAbandoned):
         headers["x-should-retry"] = "false"
     return headers
 
 
-def error_response(error: RequestError, extra: dict[str, Any] | None = None) -> Response:
-    """The whole response; `extra` adds fields beside `error` and `detail`."""
+def error_response(
+    error: RequestError, extra: dict[str, Any] | None = None, *, scope: Scope | None = None
+) -> Response:
+    """The whole response; `extra` adds fields beside `error` and `detail`.
+
+    `scope` is of the request that failed, whose client may expect another shape.
+    """
+    body = {**error_body(error), **(extra or {})}
+    if scope is not None and speaks_messages(scope):
+        body = as_messages_error(body, error.status, record_of(scope).request_id)
     return Response(
-        msgspec.json.encode({**error_body(error), **(extra or {})}),
+        msgspec.json.encode(body),
         status_code=error.status,
         headers=error_headers(error),
         media_type="application/json",
@@ -146,4 +157,4 @@ async def handle_http_exception(request: Request, error: Exception) -> Response:
 
 def _answer(request: Request, error: RequestError) -> Response:
     record_of(request.scope).error_code = error.code
-    return error_response(error)
+    return error_response(error, scope=request.scope)

@@ -109,7 +109,7 @@ def random_request(name: str, rng: random.Random) -> GenerationRequest:
 
 def run(backend: Backend, requests: Iterable[GenerationRequest]) -> dict[str, list[TokenChunk]]:
     """Admit as the host does, and return each request's chunks in the order of their arrival."""
-    queue = AdmissionQueue(backend.capacity, max_waiting=1000)
+    queue = AdmissionQueue(backend.capacity, max_waiting=1000, max_waiting_tokens=10**6)
     requests = list(requests)
     queue.put(requests)
     chunks: dict[str, list[TokenChunk]] = {request.request_id: [] for request in requests}

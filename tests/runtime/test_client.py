@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -22,62 +18,12 @@ from deepinfer.errors import (
     QueueFull,
     ShuttingDown,
 )
-from deepinfer.generation import FinishReason, GenerationRequest, SamplingParams, TokenChunk
+from deepinfer.generation import FinishReason
 from deepinfer.runtime.client import EngineClient
 from tests.engines import EOS, make_simulated_engine
+from tests.runtime.running import collect, raises_soon, request, running, until
 
 SLOW_STEP_US = 20_000
-DEADLINE_S = 20.0
-
-
-def request(
-    name: str, prompt: tuple[int, ...] = (5, 6, 7), max_tokens: int = 16, **sampling: object
-) -> GenerationRequest:
-    return GenerationRequest(
-        request_id=name,
-        prompt_token_ids=prompt,
-        sampling=SamplingParams(max_tokens=max_tokens, **sampling),  # type: ignore[arg-type]
-    )
-
-
-@asynccontextmanager
-async def running(
-    folder: Path, options: EngineOptions | None = None, **engine: object
-) -> AsyncIterator[EngineClient]:
-    made = make_simulated_engine(folder, **engine)  # type: ignore[arg-type]
-    client = EngineClient(made, options or EngineOptions())
-    await client.start()
-    try:
-        await asyncio.wait_for(client.wait_ready(), DEADLINE_S)
-        yield client
-    finally:
-        await client.close(timeout_s=0)
-
-
-async def collect(client: EngineClient, *requests: GenerationRequest) -> dict[str, TokenChunk]:
-    """Each request's chunks joined into one."""
-    joined: dict[str, TokenChunk] = {}
-    async for chunks in client.generate(requests):
-        for chunk in chunks:
-            before = joined.get(chunk.request_id)
-            token_ids = (before.token_ids if before else ()) + chunk.token_ids
-            joined[chunk.request_id] = TokenChunk(
-                chunk.request_id, token_ids, chunk.finish_reason, chunk.message
-            )
-    return joined
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Give the loop turns until `condition` holds; fail the test when it never does."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-async def raises_soon(kind: type[Exception], call: Awaitable[object]) -> Exception:
-    with pytest.raises(kind) as caught:
-        await asyncio.wait_for(call, DEADLINE_S)  # type: ignore[arg-type]
-    return caught.value
 
 
 async def test_tokens_arrive_in_order_and_end_with_eos(tmp_path: Path) -> None:
@@ -186,36 +132,19 @@ async def test_cancelled_while_waiting_never_runs(tmp_path: Path) -> None:
         await endless.aclose()
 
 
-async def test_killed_engine_ends_requests_and_comes_back(tmp_path: Path) -> None:
-    async with running(tmp_path, settings={"step_us": SLOW_STEP_US}) as client:
-        endless = client.generate([request("a", max_tokens=500, ignore_eos=True)])
-        await anext(endless)
-        assert client.engine_pid is not None
-        os.kill(client.engine_pid, signal.SIGKILL)
-        await raises_soon(EngineUnavailable, _drain(endless))
-        assert not client.status.is_ready
-        await until(lambda: client.status.is_ready)
-        assert client.num_restarts == 1
-        assert (await collect(client, request("b")))["b"].finish_reason is FinishReason.STOP
-
-
-async def test_failed_step_ends_requests_and_the_engine_comes_back(tmp_path: Path) -> None:
-    async with running(tmp_path, settings={"fault_token_id": 13}) as client:
+async def test_failed_step_without_resuming_ends_requests(tmp_path: Path) -> None:
+    options = EngineOptions(resume_attempts=0)
+    async with running(tmp_path, options, settings={"fault_token_id": 13}) as client:
         await raises_soon(EngineUnavailable, collect(client, request("a", (13,))))
         await until(lambda: client.status.is_ready)
         assert (await collect(client, request("b")))["b"].finish_reason is FinishReason.STOP
-
-
-async def _drain(stream: AsyncIterator[list[TokenChunk]]) -> None:
-    async for _ in stream:
-        pass
 
 
 async def test_close_lets_running_requests_finish(tmp_path: Path) -> None:
     async with running(tmp_path, settings={"step_us": 1000}) as client:
         answer = asyncio.create_task(collect(client, request("a", max_tokens=50, ignore_eos=True)))
         await until(lambda: client.num_in_flight == 1)
-        closing = asyncio.create_task(client.close(timeout_s=DEADLINE_S))
+        closing = asyncio.create_task(client.close(timeout_s=20))
         await asyncio.sleep(0)
         await raises_soon(ShuttingDown, collect(client, request("b")))
         assert len((await answer)["a"].token_ids) == 50
