@@ -23,10 +23,15 @@ from deepinfer.commands import SUMMARIES
 PACKAGE = Path(__file__).parent.parent / "deepinfer"
 
 BASE = ["errors", "device", "generation", "engine", "validation", "logs"]
-RECORDS = ["weights", "checkpoint", "manifest", "config", "trtllm_release"]
+RECORDS = ["weights", "checkpoint", "manifest", "adapter", "config", "trtllm_release"]
 LOW = [*BASE, *RECORDS]
 TEXT = ["text.*"]
-CLIENT = ["runtime.wire", "runtime.supervisor", "runtime.client"]
+# The API process's half of the runtime, and what the engine process has of it for itself.
+CLIENT = ["runtime.wire", "runtime.client", "runtime.call"]
+CLIENT_PARTS = [
+    *("runtime.wire", "runtime.call", "runtime.connection", "runtime.flight", "runtime.hangar"),
+    *("runtime.heartbeat", "runtime.supervisor", "runtime.watchdog"),
+]
 
 # Module, and what of ours it may import; names are below `deepinfer`, the first match counts.
 RULES: dict[str, list[str]] = {
@@ -34,16 +39,18 @@ RULES: dict[str, list[str]] = {
     "weights": BASE,
     "checkpoint": [*BASE, "weights"],
     "manifest": BASE,
+    "adapter": [*BASE, "weights", "checkpoint", "manifest"],
     "trtllm_release": BASE,
     "config": BASE,
     "text.*": [*LOW, "text.*"],
     "compiler.*": [*LOW, "terminal", "compiler.*"],
     "backends.*": [*LOW, "backends.*"],
     "runtime.wire": LOW,
-    "runtime.queue": LOW,
-    "runtime.supervisor": [*LOW, "runtime.wire"],
-    "runtime.client": [*LOW, *CLIENT],
+    "runtime.turns": LOW,
+    "runtime.queue": [*LOW, "runtime.turns"],
     "runtime.host": [*LOW, "runtime.wire", "runtime.queue", "backends.*"],
+    **{name: [*LOW, *CLIENT_PARTS] for name in CLIENT_PARTS},
+    "runtime.client": [*LOW, *CLIENT_PARTS],
     "server.*": [*LOW, *TEXT, *CLIENT, "server.*"],
     "terminal": BASE,
     "doctor.*": [*LOW, "terminal", "doctor.*"],

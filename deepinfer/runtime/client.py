@@ -44,6 +44,9 @@ from deepinfer.runtime.watchdog import Life, Watchdog
 logger = logging.getLogger(__name__)
 
 LOADING_RETRY_S = 2
+# Between two starts of an engine that dies again and again: before it is ready, or at its work.
+MAX_BACKOFF_S = 30.0
+MAX_BACKOFF_AFTER_WORK_S = 1.0
 
 
 class EngineClient:
@@ -263,8 +266,8 @@ class EngineClient:
         self._ground(self._hangar.airborne)
         self._spawn(self._reconnect())
 
-    def _on_exit(self, exit_status: int) -> bool:
-        """Whether the supervisor should start another: not if the engine never came up at all."""
+    def _on_exit(self, exit_status: int) -> float | None:
+        """How long to put off the next start at most; None if the engine never came up at all."""
         if self._failure is None:
             self._failure = wire.Failed(
                 f"the engine process ended with status {exit_status}",
@@ -272,10 +275,10 @@ class EngineClient:
             )
         if self._has_been_ready:
             self._count_life()
-            return True
+            return MAX_BACKOFF_S if self._num_failed_lives > 1 else MAX_BACKOFF_AFTER_WORK_S
         self.status = EngineStatus(FAILED, message=self._failure_text)
         self._first_load.set()
-        return False
+        return None
 
     def _count_life(self) -> None:
         """Requests do not wait for ever for an engine that does not come up again."""

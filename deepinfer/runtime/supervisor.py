@@ -25,7 +25,6 @@ from deepinfer.manifest import EngineFolder
 
 logger = logging.getLogger(__name__)
 
-MAX_BACKOFF_S = 30.0
 FIRST_BACKOFF_S = 0.25
 STABLE_AFTER_S = 60.0  # an engine that lived this long is restarted at once again
 STOP_TIMEOUT_S = 5.0
@@ -36,11 +35,11 @@ class EngineSupervisor:
     """One engine's process, over all its lives.
 
     `on_exit` is called with the exit status each time the process ends without having been asked
-    to. It returns whether to start another.
+    to. It returns how many seconds the next start may be put off at most, or None for no next one.
     """
 
     def __init__(
-        self, engine: EngineFolder, options: EngineOptions, on_exit: Callable[[int], bool]
+        self, engine: EngineFolder, options: EngineOptions, on_exit: Callable[[int], float | None]
     ) -> None:
         self.engine = engine
         self.options = options
@@ -102,12 +101,13 @@ class EngineSupervisor:
             started_at = time.monotonic()
             status = await self._process.wait()
             logger.error("the engine process ended with status %d", status)
-            if not self._on_exit(status):
+            max_backoff_s = self._on_exit(status)
+            if max_backoff_s is None:
                 return
             if time.monotonic() - started_at > STABLE_AFTER_S:
                 backoff_s = 0.0
-            await asyncio.sleep(backoff_s)
-            backoff_s = min(max(2 * backoff_s, FIRST_BACKOFF_S), MAX_BACKOFF_S)
+            await asyncio.sleep(min(backoff_s, max_backoff_s))
+            backoff_s = min(max(2 * backoff_s, FIRST_BACKOFF_S), max_backoff_s)
             await self._spawn()
 
     async def _stop(self, process: asyncio.subprocess.Process) -> None:

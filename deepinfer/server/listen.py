@@ -9,10 +9,16 @@ import socket
 from deepinfer.errors import ConfigError
 
 BACKLOG = 2048
+# What the kernel keeps for a client that reads slowly; by itself it would go to megabytes.
+SEND_BUFFER_BYTES = 256 * 1024
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises ConfigError when the address cannot be had."""
+def listen(host: str, port: int, *, stalled_client_timeout_s: float) -> socket.socket:
+    """A listening socket. Raises ConfigError when the address cannot be had.
+
+    The kernel drops a connection whose client takes nothing of what is sent for so long: closing
+    it from here would wait for the client to read the rest.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -25,6 +31,11 @@ def listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted connections inherit both.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+            timeout_ms = int(stalled_client_timeout_s * 1000)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError as error:
