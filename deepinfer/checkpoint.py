@@ -218,7 +218,7 @@ def _require_config(folder: Path, source: str) -> None:
         return
     hint = "give a folder with config.json, safetensors and a tokenizer"
     if (folder / "adapter_config.json").is_file():
-        hint = "this is an adapter: merge it into its base model first"
+        hint = "this is an adapter: give its base model, and the adapter with `--lora`"
     elif (folder / "model_index.json").is_file():
         hint = "this is a diffusion pipeline: DeepInfer compiles language models"
     elif any(folder.glob("*.gguf")):

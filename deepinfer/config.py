@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from pydantic.fields import FieldInfo
 
 from deepinfer.errors import ConfigError
+from deepinfer.logs import LogFormat
 from deepinfer.validation import describe_rule, show_value, suggest
 
 ENVIRONMENT_PREFIX = "DEEPINFER_"
@@ -25,7 +26,12 @@ MASK = "********"
 NULL_TAG = "tag:yaml.org,2002:null"
 
 ModelName = Annotated[str, Field(min_length=1)]
+AdapterText = Annotated[str, Field(min_length=3)]
 LogLevel = Literal["debug", "info", "warning", "error"]
+# "auto", the formats of `deepinfer.text.tool_calls`, and "none".
+ToolFormatName = Literal[
+    "auto", "hermes", "llama3", "mistral", "mistral-args", "qwen3-coder", "glm-4.5", "none"
+]
 
 
 class Section(BaseModel):
@@ -46,10 +52,31 @@ class ServerSection(Section):
         default=None,
         description="File with further keys, one a line; lines that start with # are skipped",
     )
+    metrics_need_key: bool = Field(
+        default=True, description="Whether /metrics asks for a key as other routes do"
+    )
     max_body_bytes: int = Field(
         default=8 * 2**20,
         ge=1024,
         description="Largest request body; a larger one is refused with 413",
+    )
+    request_timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds that a request may take in all; none: as long as it needs",
+    )
+    queue_timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds that a request may wait for its turn; none: as long as it takes",
+    )
+    stalled_client_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds that a client may leave a stream unread before it is cancelled",
     )
     shutdown_timeout_s: float = Field(
         default=45.0,
@@ -76,10 +103,35 @@ class EngineSection(Section):
         description="Names by which clients may call the first engine, with commas between them; "
         "answers say the first name",
     )
+    lora: tuple[AdapterText, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="LoRA adapter as name=folder, for an engine that was built with "
+        "--max-lora-rank; requests choose it by its name as `model`; several are given by several "
+        "options, or with commas between them",
+    )
     max_waiting_requests: int = Field(
         default=1024,
         ge=1,
         description="Sequences that may wait for the engine; more are refused with 429",
+    )
+    max_waiting_tokens: int = Field(
+        default=4_000_000,
+        ge=1,
+        description="Prompt tokens that may wait for the engine; more are refused with 429",
+    )
+    resume_attempts: int = Field(
+        default=5,
+        ge=0,
+        description="Deaths of the engine that a running request outlives: it goes on in the next "
+        "one; 0 ends it with an error",
+    )
+    hang_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds without an answer and without computing after which an engine is "
+        "killed and started again",
     )
     kv_cache_gb: float | None = Field(
         default=None,
@@ -99,8 +151,12 @@ class EngineSection(Section):
     num_threads: int | None = Field(
         default=None, ge=1, description="CPU threads of each engine; none: every CPU it may use"
     )
+    tool_format: ToolFormatName = Field(
+        default="auto",
+        description="How the models write calls of tools; auto: as their chat templates show it",
+    )
 
-    @field_validator("served_model_names", mode="before")
+    @field_validator("served_model_names", "lora", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
         names = value.split(",") if isinstance(value, str) else value
@@ -111,8 +167,16 @@ class EngineSection(Section):
 
 class LoggingSection(Section):
     level: LogLevel = Field(default="info", description="Least severe level that is logged")
+    format: LogFormat = Field(
+        default="text", description="Lines of text, or one JSON object a line"
+    )
+    traces: bool = Field(
+        default=False,
+        description="Send a trace of each request to the OpenTelemetry collector that "
+        "OTEL_EXPORTER_OTLP_ENDPOINT names",
+    )
 
-    @field_validator("level", mode="before")
+    @field_validator("level", "format", mode="before")
     @classmethod
     def _ignore_case(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
@@ -170,11 +234,13 @@ def value_hint(field: FieldInfo) -> str:
     kind = kinds[0] if kinds else field.annotation
     names: dict[Any, str] = {
         str: "TEXT",
+        bool: "true|false",
         int: "INTEGER",
         float: "NUMBER",
         Path: "PATH",
         SecretStr: "TEXT",
         tuple[ModelName, ...]: "TEXT,...",
+        tuple[AdapterText, ...]: "NAME=FOLDER",
     }
     return names[kind]
 

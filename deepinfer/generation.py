@@ -74,12 +74,21 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         return self.temperature == 0 or self.top_p == 0 or self.top_k == 1 or self.min_p == 1
 
 
+class LoraAdapter(msgspec.Struct, frozen=True):
+    """A LoRA adapter that an engine applies to one request. `id` is its own among an engine's."""
+
+    name: str
+    id: Annotated[int, msgspec.Meta(ge=1)]
+    path: str  # of its folder
+
+
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One sequence to generate. `request_id` is unique among everything in flight."""
 
     request_id: str
     prompt_token_ids: tuple[TokenId, ...]  # [prompt_len], never empty
     sampling: SamplingParams
+    adapter: LoraAdapter | None = None
 
     @property
     def max_total_len(self) -> int:

@@ -69,6 +69,37 @@ class EngineLimits(Record):
     max_beam_width: int = Field(default=1, ge=1)
 
 
+class LoraLimits(Record):
+    """The adapters that an engine takes, one a request."""
+
+    max_rank: int = Field(ge=1)
+    max_loras: int = Field(ge=1)  # that are held in memory, and so may be served
+    num_layers: int = Field(ge=1)
+    module_shapes: dict[str, tuple[int, int]]  # outputs and inputs, by the layer's last name
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Of one adapter of the highest rank on every layer, in 16 bits."""
+        width = sum(sum(shape) for shape in self.module_shapes.values())
+        return self.num_layers * width * self.max_rank * 2
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of all adapters that are held, over all GPUs."""
+        return self.max_loras * self.adapter_bytes
+
+
+class AdapterRecord(Record):
+    """The LoRA adapter that was merged into the weights."""
+
+    id: str
+    source: str  # what `deepinfer build --lora` was given
+    revision: str | None = None
+    digest: str  # SHA-256 over its files
+    rank: int = Field(ge=1)
+    base_model_id: str
+
+
 class Parallelism(Record):
     tensor_parallel_size: int = Field(default=1, ge=1)
     pipeline_parallel_size: int = Field(default=1, ge=1)
@@ -118,10 +149,18 @@ class EngineManifest(Record):
     kv_bytes_per_token: int = Field(ge=1)
     target: Target
     limits: EngineLimits
+    lora: LoraLimits | None = None  # None: it takes no adapters
+    adapter: AdapterRecord | None = None
     parallelism: Parallelism = Parallelism()
     tokens: TokenRecord
     files: dict[str, FileRecord]  # path relative to the engine folder, with forward slashes
     build: BuildRecord
+
+    @property
+    def source_flags(self) -> str:
+        """The options of `deepinfer build` that name what this engine was made of."""
+        lora = f" --lora {self.adapter.source}" if self.adapter else ""
+        return f"--model {self.model.source}{lora}"
 
     @property
     def size_bytes(self) -> int:

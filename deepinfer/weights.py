@@ -11,7 +11,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,12 @@ class Tensor:
 
     name: str
     dtype: str
-    num_elements: int
+    shape: tuple[int, ...]
     num_bytes: int
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Weights:
     embedding_parameters: int  # of the token embedding alone
     lm_head_parameters: int  # 0 when the head is the embedding
     expert_parameters: int
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # by tensor; may be unknown
 
     @property
     def num_parameters(self) -> int:
@@ -88,8 +93,10 @@ def sum_up_weights(files: Iterable[str], tensors: Iterable[Tensor]) -> Weights:
     """Count the parameters of `tensors`; integers are buffers or packed weights, not parameters."""
     by_dtype: Counter[str] = Counter()
     by_part: Counter[str] = Counter()
+    shapes = {}
     num_bytes = 0
     for tensor in tensors:
+        shapes[tensor.name] = tensor.shape
         num_bytes += tensor.num_bytes
         if tensor.dtype in PRECISION_BY_DTYPE:
             by_dtype[tensor.dtype] += tensor.num_elements
@@ -106,6 +113,7 @@ def sum_up_weights(files: Iterable[str], tensors: Iterable[Tensor]) -> Weights:
         embedding_parameters=by_part["embedding"],
         lm_head_parameters=by_part["lm_head"],
         expert_parameters=by_part["experts"],
+        shapes=shapes,
     )
 
 
@@ -147,9 +155,13 @@ def _parse_header(header: dict[str, Any]) -> tuple[list[Tensor], int]:
         if name == "__metadata__":
             continue
         begin, end = entry["data_offsets"]
-        tensors.append(Tensor(name, entry["dtype"], math.prod(entry["shape"]), end - begin))
+        tensors.append(Tensor(name, entry["dtype"], _parse_shape(entry["shape"]), end - begin))
         data_bytes = max(data_bytes, end)
     return tensors, data_bytes
+
+
+def _parse_shape(shape: list[Any]) -> tuple[int, ...]:
+    return tuple(int(size) for size in shape)
 
 
 def damaged(path: Path, reason: str) -> CheckpointError:

@@ -197,3 +197,39 @@ def _write_tokenizer_config(folder: Path, chat_template_place: str) -> None:
         raise ValueError(f"no such place for a chat template: {chat_template_place!r}")
     text = json.dumps(config, indent=2)
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def make_adapter(
+    folder: Path,
+    checkpoint: Path,
+    *,
+    rank: int = 4,
+    alpha: float = 16,
+    target_modules: Sequence[str] = ("q_proj", "v_proj", "down_proj"),
+    seed: int = 1,
+    **options: Any,
+) -> Path:
+    """Write a LoRA adapter of `checkpoint` into `folder` as `peft` saves it, and return it.
+
+    Its B is not zero, as it is before training: the adapter changes what the model says.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, local_files_only=True)
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=list(target_modules),
+        task_type="CAUSAL_LM",
+        **options,
+    )
+    adapted = get_peft_model(model, config)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    adapted.save_pretrained(folder, save_embedding_layers=False)
+    return folder

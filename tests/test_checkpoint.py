@@ -280,7 +280,7 @@ def test_pickled_weights_are_refused(llama: Path, copy_of: Callable[[Path], Path
 @pytest.mark.parametrize(
     ("file", "hint"),
     [
-        ("adapter_config.json", "merge it into its base model"),
+        ("adapter_config.json", "its base model, and the adapter with `--lora`"),
         ("model_index.json", "diffusion pipeline"),
         ("model.gguf", "GGUF"),
     ],

@@ -67,16 +67,27 @@ def test_every_key_can_be_given_in_the_environment() -> None:
         "server.port": "5",
         "server.api_key": "k",
         "server.api_key_file": "f",
+        "server.metrics_need_key": "false",
         "server.max_body_bytes": "2048",
         "server.shutdown_timeout_s": "1.5",
         "engine.engine_dir": "d",
         "engine.model": "m",
         "engine.served_model_names": "a, b",
+        "engine.lora": "x=a/b, y=c",
+        "server.request_timeout_s": "30",
+        "server.queue_timeout_s": "20",
+        "server.stalled_client_timeout_s": "9",
         "engine.max_waiting_requests": "6",
+        "engine.max_waiting_tokens": "600",
+        "engine.resume_attempts": "2",
+        "engine.hang_timeout_s": "1.5",
         "engine.kv_cache_gb": "0.5",
         "engine.kv_cache_fraction": "0.75",
         "engine.num_threads": "7",
+        "engine.tool_format": "glm-4.5",
         "logging.level": "DEBUG",
+        "logging.format": "JSON",
+        "logging.traces": "true",
     }
     assert values.keys() == config_fields().keys()
     environment = {environment_name(path): value for path, value in values.items()}
@@ -84,7 +95,10 @@ def test_every_key_can_be_given_in_the_environment() -> None:
     assert config.server.shutdown_timeout_s == 1.5
     assert config.engine.engine_dir == Path("d")
     assert config.engine.served_model_names == ("a", "b")
+    assert config.engine.lora == ("x=a/b", "y=c")
     assert config.logging.level == "debug"
+    assert (config.logging.format, config.logging.traces) == ("json", True)
+    assert not config.server.metrics_need_key
     assert config.server.api_key is not None
     assert config.server.api_key.get_secret_value() == "k"
 

@@ -102,6 +102,12 @@ class OpenVinoBackend:
 
     def check(self, request: GenerationRequest) -> None:
         sampling = request.sampling
+        if request.adapter is not None:
+            raise UnsupportedParameter(
+                "OpenVINO's executor takes no adapters by request; `deepinfer build --lora` merges "
+                "one into an engine",
+                param="model",
+            )
         if sampling.logit_bias:
             raise UnsupportedParameter(
                 "OpenVINO's executor takes no logit bias; engines of TensorRT-LLM do",

@@ -22,11 +22,11 @@ import msgspec
 
 from deepinfer.generation import GenerationRequest, Grammar
 
-TRIAL_TIMEOUT_S = 1.0  # the engine's own compilation, in a step, then takes no longer
+TRIAL_TIMEOUT_S = 1.0  # for compiling, and for some steps; the engine then takes no longer
 START_TIMEOUT_S = 60.0  # for the process to import the library and load the tokenizer
 MAX_VERDICTS = 1_024
 RECEIVE_BYTES = 1 << 16
-TOO_LONG = f"takes longer than {TRIAL_TIMEOUT_S:g} s or more memory than allowed to compile"
+TOO_LONG = f"takes longer than {TRIAL_TIMEOUT_S:g} s or more memory than allowed to compile and try"
 NOT_STARTED = "cannot be compiled, because the process that tries grammars does not start"
 
 

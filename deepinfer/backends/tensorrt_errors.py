@@ -1,7 +1,7 @@
 """What TensorRT and TensorRT-LLM say when an engine does not load, in words that help.
 
 Each row is a text of theirs, what it means, and the way out. Whatever is not known passes through,
-shortened to its last line.
+shortened to its last line. Of the errors of one request, those about its grammar are told apart.
 """
 
 from __future__ import annotations
@@ -104,6 +104,17 @@ def explain_load_error(error: Exception, manifest: EngineManifest) -> BackendErr
         f"TensorRT-LLM cannot load engine `{manifest.name}`: {last_line(error)}",
         hint=f"check it with `deepinfer engines verify {manifest.name}`",
     )
+
+
+# What the library and the xgrammar within it say of a grammar that does not compile.
+_OF_GRAMMARS = re.compile(r"(?i)guided decoding|grammar|ebnf|regex|json schema")
+_PLACE_IN_SOURCES = re.compile(r"^.*\.(?:cc|cpp|h):\d+:\s*")
+
+
+def grammar_fault(error: Exception) -> str | None:
+    """What is wrong with a request's grammar; None where the error is about something else."""
+    line = last_line(error)
+    return _PLACE_IN_SOURCES.sub("", line) if _OF_GRAMMARS.search(line) else None
 
 
 def last_line(error: BaseException) -> str:

@@ -80,4 +80,4 @@ def _check_tensorrt(manifest: EngineManifest, installed: str | None) -> None:
 
 
 def _rebuild(manifest: EngineManifest, flags: str) -> str:
-    return f"`deepinfer build --model {manifest.model.source} {flags}`"
+    return f"`deepinfer build {manifest.source_flags} {flags}`"

@@ -17,6 +17,7 @@ from deepinfer.backends.tensorrt_fit import check_fit
 from deepinfer.backends.tensorrt_reader import StreamReader
 from deepinfer.backends.tensorrt_settings import (
     BuiltEngine,
+    adapter_arguments,
     gathers_logits,
     grammar_arguments,
     load_arguments,
@@ -79,6 +80,12 @@ class TensorRtLlmBackend:
         return self._num_used_blocks
 
     def check(self, request: GenerationRequest) -> None:
+        if request.adapter is not None and self.manifest.lora is None:
+            # The library would answer without the adapter, and say nothing.
+            raise UnsupportedParameter(
+                "This engine takes no adapters; one built with `--max-lora-rank` does",
+                param="model",
+            )
         if request.sampling.num_log_probs and not gathers_logits(self.manifest):
             raise UnsupportedParameter(
                 "This engine gives the log probabilities of the chosen tokens only; one built with "
@@ -100,11 +107,12 @@ class TensorRtLlmBackend:
             )
         stream = make_stream(request, self.manifest)
         params = self._sampling_params(stream)
+        adapter = adapter_arguments(self._library, request.adapter)
 
         def start() -> Any:
             # The library decides here, by the thread's event loop, how its output can be read.
             return self._llm.generate_async(
-                list(request.prompt_token_ids), sampling_params=params, streaming=True
+                list(request.prompt_token_ids), sampling_params=params, streaming=True, **adapter
             )
 
         self._reader.start(stream, start)
@@ -162,6 +170,8 @@ class Library:
     DynamicBatchConfig: Any
     GuidedDecodingParams: Any
     KvCacheConfig: Any
+    LoraConfig: Any
+    LoRARequest: Any
     RequestError: Any
     SamplingParams: Any
     SchedulerConfig: Any
@@ -173,6 +183,7 @@ class Library:
             from tensorrt_llm import llmapi
             from tensorrt_llm._tensorrt_engine import LLM
             from tensorrt_llm.executor.utils import RequestError
+            from tensorrt_llm.lora_helper import LoraConfig
         except Exception as error:  # a missing driver fails an import in many ways
             raise BackendError(
                 f"TensorRT-LLM cannot be imported: {last_line(error)}", hint=USE_CONTAINER
@@ -184,6 +195,8 @@ class Library:
             DynamicBatchConfig=llmapi.DynamicBatchConfig,
             GuidedDecodingParams=llmapi.GuidedDecodingParams,
             KvCacheConfig=llmapi.KvCacheConfig,
+            LoraConfig=LoraConfig,
+            LoRARequest=llmapi.LoRARequest,
             RequestError=RequestError,
             SamplingParams=llmapi.SamplingParams,
             SchedulerConfig=llmapi.SchedulerConfig,

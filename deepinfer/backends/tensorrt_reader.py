@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deepinfer.backends.base import BackendFault
-from deepinfer.backends.tensorrt_errors import last_line
+from deepinfer.backends.tensorrt_errors import grammar_fault, last_line
 from deepinfer.backends.tensorrt_stream import TokenStream, merge_chunks
 from deepinfer.errors import InternalError
 from deepinfer.generation import FinishReason, TokenChunk
@@ -165,10 +165,7 @@ class StreamReader:
     def _fail(self, stream: _Stream, error: Exception) -> None:
         if not stream.is_aborted:
             stream.tokens.is_ended = True
-            request_id = stream.tokens.request.request_id
-            self._deliver(
-                TokenChunk(request_id, finish_reason=FinishReason.ERROR, message=last_line(error))
-            )
+            self._deliver(_failed_chunk(stream.tokens, error))
 
     def _deliver(self, chunk: TokenChunk) -> None:
         if not self._arrived:
@@ -180,3 +177,19 @@ class StreamReader:
             self._ready += self._arrived
             self._arrived = []
             self._changed.notify_all()
+
+
+def _failed_chunk(tokens: TokenStream, error: Exception) -> TokenChunk:
+    """A grammar that does not compile is the client's fault; the library says so before a token."""
+    request, grammar = tokens.request, tokens.request.sampling.grammar
+    fault = grammar_fault(error) if grammar is not None and not tokens.num_emitted else None
+    if grammar is None or fault is None:
+        return TokenChunk(
+            request.request_id, finish_reason=FinishReason.ERROR, message=last_line(error)
+        )
+    return TokenChunk(
+        request.request_id,
+        finish_reason=FinishReason.ERROR,
+        message=f"`{grammar.param}` is refused: {fault}",
+        refused_param=grammar.param,
+    )

@@ -16,7 +16,7 @@ from deepinfer.backends.tensorrt_errors import last_line
 from deepinfer.backends.tensorrt_stream import TokenStream
 from deepinfer.engine import Capacity, EngineOptions
 from deepinfer.errors import EngineError
-from deepinfer.generation import GenerationRequest, Grammar, SamplingParams
+from deepinfer.generation import GenerationRequest, Grammar, LoraAdapter, SamplingParams
 from deepinfer.manifest import EngineFolder, EngineLimits, EngineManifest
 
 if TYPE_CHECKING:
@@ -113,6 +113,15 @@ def load_arguments(
         "iter_stats_max_iterations": MAX_BUFFERED_STATS,
         **built.limits.model_dump(),
     }
+    if manifest.lora is not None:
+        arguments["enable_lora"] = True
+        # Told again, with how many are held: what the engine's own says of that is not compiled.
+        arguments["lora_config"] = library.LoraConfig(
+            max_lora_rank=manifest.lora.max_rank,
+            lora_target_modules=list(built.lora_modules),
+            max_loras=manifest.lora.max_loras,
+            max_cpu_loras=manifest.lora.max_loras,
+        )
     nccl = {name: str(value) for name, value in settings.items() if name.startswith("NCCL_")}
     return arguments | ({"env_overrides": nccl} if nccl else {})
 
@@ -128,6 +137,7 @@ class BuiltEngine:
 
     limits: EngineLimits
     padded_vocab_size: int  # the width of the logits
+    lora_modules: tuple[str, ...]  # that adapters may change, by the library's names
 
 
 def read_built_engine(engine: EngineFolder) -> BuiltEngine:
@@ -139,7 +149,8 @@ def read_built_engine(engine: EngineFolder) -> BuiltEngine:
         built = config["build_config"]
         limits = EngineLimits(**{name: built[name] for name in EngineLimits.model_fields})
         vocab_size = int(config["pretrained_config"]["vocab_size"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        lora = (built.get("lora_config") or {}).get("lora_target_modules") or ()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EngineError(
             f"`{path}` does not say how the engine was built: {last_line(error)}",
             hint="rebuild the engine with `deepinfer build --force`",
@@ -149,7 +160,18 @@ def read_built_engine(engine: EngineFolder) -> BuiltEngine:
         # The library counts no padding, so it keeps no limit of its own on the prompt's length.
         limits.model_copy(update={"max_input_len": manifest.limits.max_input_len}),
         math.ceil(vocab_size / ranks) * ranks,  # each rank has as many rows of the LM head
+        tuple(map(str, lora)),
     )
+
+
+def adapter_arguments(library: Library, adapter: LoraAdapter | None) -> dict[str, Any]:
+    """The keyword that has a request answered with an adapter; none without one."""
+    if adapter is None:
+        return {}
+    request = library.LoRARequest(
+        lora_name=adapter.name, lora_int_id=adapter.id, lora_path=adapter.path
+    )
+    return {"lora_request": request}
 
 
 def make_stream(request: GenerationRequest, manifest: EngineManifest) -> TokenStream:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from deepinfer.adapter import Adapter
     from deepinfer.checkpoint import Checkpoint
     from deepinfer.compiler.plan import BuildPlan
     from deepinfer.compiler.progress import Progress
@@ -41,6 +42,7 @@ class WishOption(click.Option):
 @click.command()
 @click.option("--model", cls=WishOption)
 @click.option("--revision", cls=WishOption)
+@click.option("--lora", cls=WishOption)
 @click.option("--output", cls=WishOption)
 @click.option("--name", cls=WishOption)
 @click.option("--backend", cls=WishOption)
@@ -54,6 +56,8 @@ class WishOption(click.Option):
 @click.option("--max-num-tokens", cls=WishOption)
 @click.option("--tensor-parallel-size", cls=WishOption)
 @click.option("--pipeline-parallel-size", cls=WishOption)
+@click.option("--max-lora-rank", cls=WishOption)
+@click.option("--max-loras", cls=WishOption)
 @click.option("--calib-data", cls=WishOption)
 @click.option(
     "--recipe",
@@ -97,7 +101,7 @@ def build(
     from deepinfer.compiler.wishes import read_wishes
 
     wishes = read_wishes(recipe, flags)
-    checkpoint, plan = _make_plan(wishes, is_dry_run=is_dry_run)
+    checkpoint, adapter, plan = _make_plan(wishes, is_dry_run=is_dry_run)
     if is_dry_run:
         if is_json:
             _print_json(plan_as_json(plan))
@@ -107,12 +111,14 @@ def build(
     if not is_json:
         _print_plan(plan)
     with _clean_exit_on_sigterm():
-        _build(wishes, checkpoint, plan, is_forced=is_forced, is_json=is_json)
+        _build(wishes, checkpoint, adapter, plan, is_forced=is_forced, is_json=is_json)
 
 
-def _make_plan(wishes: BuildWishes, *, is_dry_run: bool) -> tuple[Checkpoint, BuildPlan]:
+def _make_plan(
+    wishes: BuildWishes, *, is_dry_run: bool
+) -> tuple[Checkpoint, Adapter | None, BuildPlan]:
     from deepinfer.compiler.plan import make_plan
-    from deepinfer.compiler.source import find_checkpoint
+    from deepinfer.compiler.source import find_adapter, find_checkpoint
     from deepinfer.compiler.staging import free_disk_bytes
     from deepinfer.compiler.target import require_here, resolve_target
     from deepinfer.device import read_machine
@@ -128,12 +134,14 @@ def _make_plan(wishes: BuildWishes, *, is_dry_run: bool) -> tuple[Checkpoint, Bu
     if not is_dry_run:
         require_here(device)
     checkpoint = find_checkpoint(wishes.model, wishes.revision, needs_weights=not is_dry_run)
-    return checkpoint, make_plan(device, checkpoint, wishes)
+    adapter = find_adapter(wishes.lora) if wishes.lora else None
+    return checkpoint, adapter, make_plan(device, checkpoint, wishes, adapter)
 
 
 def _build(
     wishes: BuildWishes,
     checkpoint: Checkpoint,
+    adapter: Adapter | None,
     plan: BuildPlan,
     *,
     is_forced: bool,
@@ -146,7 +154,9 @@ def _build(
     load_compiler(plan).read_versions(plan)  # before anything is downloaded
     progress = _make_progress()
     checkpoint = fetch_weights(checkpoint, progress, with_code=plan.trust_remote_code)
-    result = build_engine(plan, checkpoint, wishes.output, progress, is_forced=is_forced)
+    result = build_engine(
+        plan, checkpoint, wishes.output, progress, adapter=adapter, is_forced=is_forced
+    )
     if is_json:
         _print_json(result_as_json(plan, result))
         return

@@ -118,7 +118,7 @@ def verify_engine(name: str, engine_dir: Path, is_json: bool) -> None:
         count = "1 place" if len(damage) == 1 else f"{len(damage)} places"
         raise EngineError(
             f"engine `{manifest.name}` differs from its manifest in {count}",
-            hint=f"rebuild it with `deepinfer build --model {manifest.model.source} --force`",
+            hint=f"rebuild it with `deepinfer build {manifest.source_flags} --force`",
         )
     if not is_json:
         click.echo(f"engine `{manifest.name}` is whole: {size(manifest)}")
@@ -186,8 +186,13 @@ def summarize(manifest: EngineManifest) -> tuple[str, ...]:
         str(manifest.limits.max_batch_size),
         format_bytes(manifest.size_bytes),
         manifest.build.created_at[: len("2026-01-31")],
-        manifest.model.id,
+        _model_and_base(manifest),
     )
+
+
+def _model_and_base(manifest: EngineManifest) -> str:
+    base = f" on {manifest.adapter.base_model_id}" if manifest.adapter else ""
+    return f"{manifest.model.id}{base}"
 
 
 def size(manifest: EngineManifest) -> str:
@@ -216,6 +221,7 @@ def _model_facts(manifest: EngineManifest) -> list[tuple[str, str]]:
         ("model", model.id),
         ("source", model.source),
         ("revision", model.revision or "-"),
+        *_adapter_facts(manifest),
         ("architecture", model.architecture),
         ("parameters", f"{model.num_parameters:,}"),
         ("source digest", model.source_digest),
@@ -224,6 +230,19 @@ def _model_facts(manifest: EngineManifest) -> list[tuple[str, str]]:
         ("bos token id", _id_text(tokens.bos_token_id)),
         ("pad token id", _id_text(tokens.pad_token_id)),
         ("eos token ids", ", ".join(map(str, tokens.eos_token_ids)) or "-"),
+    ]
+
+
+def _adapter_facts(manifest: EngineManifest) -> list[tuple[str, str]]:
+    adapter = manifest.adapter
+    if adapter is None:
+        return []
+    return [
+        ("adapter", f"{adapter.id}, rank {adapter.rank}, merged"),
+        ("adapter source", adapter.source),
+        ("adapter revision", adapter.revision or "-"),
+        ("adapter digest", adapter.digest),
+        ("base model", adapter.base_model_id),
     ]
 
 
@@ -248,7 +267,19 @@ def _backend_facts(manifest: EngineManifest) -> list[tuple[str, str]]:
 def _limit_facts(manifest: EngineManifest) -> list[tuple[str, str]]:
     return [
         *((name.replace("_", " "), f"{value:,}") for name, value in manifest.limits),
+        *_lora_facts(manifest),
         *((name.replace("_", " "), str(value)) for name, value in manifest.parallelism),
+    ]
+
+
+def _lora_facts(manifest: EngineManifest) -> list[tuple[str, str]]:
+    lora = manifest.lora
+    if lora is None:
+        return []
+    return [
+        ("max lora rank", f"{lora.max_rank:,}"),
+        ("max loras", f"{lora.max_loras:,}"),
+        ("lora modules", ", ".join(lora.module_shapes)),
     ]
 
 

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from deepinfer.config import ResolvedConfig, ServeConfig
     from deepinfer.engine import EngineOptions
     from deepinfer.manifest import EngineFolder
+    from deepinfer.server.adapters import PlacedAdapter
     from deepinfer.server.engines import ServedEngine
     from deepinfer.server.names import EngineNames
     from deepinfer.server.state import ServerState
+    from deepinfer.server.tracing import RequestTracer
 
 
 class ConfigOption(click.Option):
@@ -47,16 +49,27 @@ class ConfigOption(click.Option):
 @click.option("--engine-dir", cls=ConfigOption, path="engine.engine_dir")
 @click.option("--model", cls=ConfigOption, path="engine.model")
 @click.option("--served-model-name", cls=ConfigOption, path="engine.served_model_names")
+@click.option("--lora", cls=ConfigOption, path="engine.lora", multiple=True)
 @click.option("--host", cls=ConfigOption, path="server.host")
 @click.option("--port", cls=ConfigOption, path="server.port")
 @click.option("--api-key-file", cls=ConfigOption, path="server.api_key_file")
+@click.option("--metrics-need-key", cls=ConfigOption, path="server.metrics_need_key")
 @click.option("--max-body-bytes", cls=ConfigOption, path="server.max_body_bytes")
+@click.option("--request-timeout", cls=ConfigOption, path="server.request_timeout_s")
+@click.option("--queue-timeout", cls=ConfigOption, path="server.queue_timeout_s")
+@click.option("--stalled-client-timeout", cls=ConfigOption, path="server.stalled_client_timeout_s")
 @click.option("--shutdown-timeout", cls=ConfigOption, path="server.shutdown_timeout_s")
 @click.option("--max-waiting-requests", cls=ConfigOption, path="engine.max_waiting_requests")
+@click.option("--max-waiting-tokens", cls=ConfigOption, path="engine.max_waiting_tokens")
+@click.option("--resume-attempts", cls=ConfigOption, path="engine.resume_attempts")
+@click.option("--hang-timeout", cls=ConfigOption, path="engine.hang_timeout_s")
 @click.option("--kv-cache-gb", cls=ConfigOption, path="engine.kv_cache_gb")
 @click.option("--kv-cache-fraction", cls=ConfigOption, path="engine.kv_cache_fraction")
 @click.option("--num-threads", cls=ConfigOption, path="engine.num_threads")
+@click.option("--tool-format", cls=ConfigOption, path="engine.tool_format")
 @click.option("--log-level", cls=ConfigOption, path="logging.level")
+@click.option("--log-format", cls=ConfigOption, path="logging.format")
+@click.option("--traces", cls=ConfigOption, path="logging.traces")
 @click.option(
     "--config",
     "config_file",
@@ -68,7 +81,11 @@ class ConfigOption(click.Option):
 )
 @click.pass_context
 def serve(
-    ctx: click.Context, /, config_file: Path | None, is_print: bool, **options: str | None
+    ctx: click.Context,
+    /,
+    config_file: Path | None,
+    is_print: bool,
+    **options: str | tuple[str, ...] | None,
 ) -> None:
     """Serve engines behind OpenAI-compatible routes."""
     resolved = _resolve(ctx.command, config_file, options)
@@ -82,7 +99,9 @@ def serve(
 
 
 def _resolve(
-    command: click.Command, config_file: Path | None, options: dict[str, str | None]
+    command: click.Command,
+    config_file: Path | None,
+    options: dict[str, str | tuple[str, ...] | None],
 ) -> ResolvedConfig:
     from deepinfer.config import Setting, load_config
 
@@ -91,7 +110,8 @@ def _resolve(
         for option in command.params
         if isinstance(option, ConfigOption)
         and option.name is not None
-        and (value := options[option.name]) is not None
+        # An option that may be given several times is empty when it is not given.
+        and (value := options[option.name]) not in (None, ())
     ]
     return load_config(config_file, os.environ, flags)
 
@@ -106,11 +126,15 @@ def _run(config: ServeConfig, *, log_level: str) -> None:
     from deepinfer.server.choice import choose_engines
     from deepinfer.server.listen import base_url, is_public, listen
 
-    logs.configure(log_level)
+    logs.configure(log_level, config.logging.format)
     logger = logging.getLogger(__name__)
     api_keys = read_api_keys(config)
     engines = choose_engines(config.engine.engine_dir, config.engine.model)
-    with listen(config.server.host, config.server.port) as listener:
+    with listen(
+        config.server.host,
+        config.server.port,
+        stalled_client_timeout_s=config.server.stalled_client_timeout_s,
+    ) as listener:
         url = base_url(listener)
         logger.info("listening on %s", url)
         if is_public(listener) and not api_keys:
@@ -127,11 +151,33 @@ def _run(config: ServeConfig, *, log_level: str) -> None:
         from deepinfer.server.welcome import describe_server
 
         def announce() -> None:
-            block = describe_server(state.engines, url, needs_key=bool(api_keys))
-            click.echo(block, file=sys.stderr, nl=False)
+            if config.logging.format == "text":  # else stderr is for programs to read
+                block = describe_server(state.engines, url, needs_key=bool(api_keys))
+                click.echo(block, file=sys.stderr, nl=False)
 
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(lifetime.serve(state, listener, announce))
+        try:
+            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                runner.run(lifetime.serve(state, listener, announce))
+        finally:
+            if state.tracer is not None:
+                state.tracer.close()
+
+
+def _open_tracer(config: ServeConfig) -> RequestTracer | None:
+    if not config.logging.traces:
+        return None
+    from deepinfer.errors import ConfigError
+
+    try:
+        from deepinfer.server.tracing import open_tracer
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("opentelemetry"):
+            raise
+        raise ConfigError(
+            "`logging.traces` needs OpenTelemetry, which is not installed",
+            hint="`pip install 'deepinfer[otel]'`, or serve without `--traces`",
+        ) from error
+    return open_tracer()
 
 
 def _loop_factory() -> Any:
@@ -146,6 +192,7 @@ def _make_state(
     config: ServeConfig, engines: Sequence[EngineFolder], api_keys: tuple[str, ...]
 ) -> ServerState:
     from deepinfer.device import read_gpus
+    from deepinfer.server.adapters import place_adapters
     from deepinfer.server.engines import EngineCatalog
     from deepinfer.server.memory import place_engines
     from deepinfer.server.names import name_engines
@@ -153,15 +200,33 @@ def _make_state(
 
     placed = place_engines(engines, _engine_options(config))
     aliases = _keep_aliases(config, engines[0], placed[0][0])
-    names = name_engines([engine.manifest for engine, _ in placed], aliases)
-    served = [_open(*place, own) for place, own in zip(placed, names, strict=True)]
+    manifests = [engine.manifest for engine, _ in placed]
+    names = name_engines(manifests, aliases)
+    taken = {name for own in names for name in (*own.listed, *own.unlisted)}
+    adapters = place_adapters(config.engine.lora or (), manifests, taken)
+    served = [_open(config, *place, own) for place, own in zip(placed, names, strict=True)]
     return ServerState(
         config=config,
-        engines=EngineCatalog(served),
+        engines=EngineCatalog(served, _adapt(served, adapters)),
         api_keys=api_keys,
         read_gpus=read_gpus,
         gpus=read_gpus(),
+        tracer=_open_tracer(config),
     )
+
+
+def _adapt(served: Sequence[ServedEngine], adapters: Sequence[PlacedAdapter]) -> list[ServedEngine]:
+    """The engines once more, under the names of their adapters."""
+    import logging
+
+    from deepinfer.server.engines import with_adapter
+
+    for i, engine in enumerate(served):
+        if names := [f"`{adapter.name}`" for owner, adapter in adapters if owner == i]:
+            logging.getLogger(__name__).info(
+                "engine `%s` answers to %s with adapters", engine.manifest.name, ", ".join(names)
+            )
+    return [with_adapter(served[owner], adapter) for owner, adapter in adapters]
 
 
 def _keep_aliases(config: ServeConfig, asked: EngineFolder, first: EngineFolder) -> tuple[str, ...]:
@@ -185,13 +250,18 @@ def _engine_options(config: ServeConfig) -> EngineOptions:
     kv_cache_gb = config.engine.kv_cache_gb
     return EngineOptions(
         max_waiting=config.engine.max_waiting_requests,
+        max_waiting_tokens=config.engine.max_waiting_tokens,
+        resume_attempts=config.engine.resume_attempts,
+        hang_timeout_s=config.engine.hang_timeout_s,
         kv_cache_bytes=None if kv_cache_gb is None else int(kv_cache_gb * 2**30),
         kv_cache_fraction=config.engine.kv_cache_fraction,
         num_threads=config.engine.num_threads,
     )
 
 
-def _open(engine: EngineFolder, options: EngineOptions, names: EngineNames) -> ServedEngine:
+def _open(
+    config: ServeConfig, engine: EngineFolder, options: EngineOptions, names: EngineNames
+) -> ServedEngine:
     import logging
 
     from deepinfer.runtime.client import EngineClient
@@ -199,6 +269,7 @@ def _open(engine: EngineFolder, options: EngineOptions, names: EngineNames) -> S
     from deepinfer.text.chat_template import ChatTemplate
     from deepinfer.text.tokenizer import Tokenizer
 
+    tool_format = config.engine.tool_format
     tokenizer = Tokenizer.load(engine.tokenizer_dir)
     chat_template = ChatTemplate.load(engine.tokenizer_dir)
     logging.getLogger(__name__).info(
@@ -206,4 +277,12 @@ def _open(engine: EngineFolder, options: EngineOptions, names: EngineNames) -> S
         engine.manifest.name,
         ", ".join(f"`{name}`" for name in (*names.listed, *names.unlisted)),
     )
-    return ServedEngine(EngineClient(engine, options), tokenizer, chat_template, names)
+    return ServedEngine(
+        EngineClient(engine, options),
+        tokenizer,
+        chat_template,
+        names,
+        queue_timeout_s=config.server.queue_timeout_s,
+        request_timeout_s=config.server.request_timeout_s,
+        named_tool_format=None if tool_format == "auto" else tool_format,
+    )

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from deepinfer import __version__
+from deepinfer.adapter import Adapter
 from deepinfer.checkpoint import Checkpoint, digest_source
+from deepinfer.compiler.lora import merge_adapter
 from deepinfer.compiler.plan import BuildPlan
 from deepinfer.compiler.progress import Progress
 from deepinfer.compiler.staging import open_staging
@@ -39,6 +41,7 @@ COMPILERS = {
     "openvino": "deepinfer.compiler.openvino",
     "tensorrt-llm": "deepinfer.compiler.tensorrt_llm",
 }
+MERGED_DIR = ".merged"
 FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FULL_DISK_BYTES = 1_000_000  # less than this is free when native code fails without saying why
 NATIVE_WRITE_ERROR = "iostream error"  # all that C++ says when a write fails
@@ -71,9 +74,12 @@ def build_engine(
     output: Path,
     progress: Progress,
     *,
+    adapter: Adapter | None = None,
     is_forced: bool = False,
 ) -> BuildResult:
     """Build `output/<plan.name>`, or find that it is what the plan would give.
+
+    `adapter` is the one that the plan speaks of.
 
     Raises BuildError when it cannot, BackendError when libraries are missing; either way, and
     when interrupted, `output` is left as it was.
@@ -91,7 +97,8 @@ def build_engine(
             return BuildResult(found, was_up_to_date=True)
         started_at = time.monotonic()
         with _errors_translated(plan, target.parent):
-            compiler.compile_checkpoint(plan, checkpoint, staging.path, progress)
+            with _merged(checkpoint, adapter, staging.path, progress) as merged:
+                compiler.compile_checkpoint(plan, merged, staging.path, progress)
             with progress.phase("seal", "digests, manifest, flush to disk"):
                 build = _record_build(plan, time.monotonic() - started_at)
                 manifest = _make_manifest(
@@ -100,6 +107,22 @@ def build_engine(
                 write_manifest(staging.path, manifest)
                 staging.publish()
     return BuildResult(EngineFolder(path=target, manifest=manifest), was_up_to_date=False)
+
+
+@contextmanager
+def _merged(
+    checkpoint: Checkpoint, adapter: Adapter | None, folder: Path, progress: Progress
+) -> Iterator[Checkpoint]:
+    """The checkpoint with the adapter in its weights, in a folder below `folder` for as long."""
+    if adapter is None:
+        yield checkpoint
+        return
+    with progress.phase("merge", f"adapter {adapter.id} into the weights"):
+        merged = merge_adapter(checkpoint, adapter, folder / MERGED_DIR)
+    try:
+        yield merged
+    finally:
+        shutil.rmtree(merged.folder)
 
 
 def load_compiler(plan: BuildPlan) -> Compiler:
@@ -159,7 +182,8 @@ def _make_manifest(
     return EngineManifest(
         name=plan.name,
         model=ModelRecord(
-            id=checkpoint.id,
+            # A merged model is another one than its base, which may be served beside it.
+            id=plan.adapter.id if plan.adapter else checkpoint.id,
             source=checkpoint.source,
             revision=checkpoint.revision,
             architecture=checkpoint.architecture,
@@ -178,6 +202,8 @@ def _make_manifest(
         kv_bytes_per_token=plan.kv_bytes_per_token,
         target=plan.target,
         limits=plan.limits,
+        lora=plan.lora,
+        adapter=plan.adapter,
         parallelism=plan.parallelism,
         tokens=TokenRecord(
             vocab_size=checkpoint.dims.vocab_size,

@@ -97,6 +97,13 @@ def _choose_backend(device: TargetDevice, wishes: BuildWishes) -> Choice:
 
 def _check_wishes(wishes: BuildWishes) -> None:
     """Refuse what only builds for GPUs have."""
+    if wishes.max_lora_rank is not None or wishes.max_loras is not None:
+        flag = "--max-loras" if wishes.max_lora_rank is None else "--max-lora-rank"
+        raise PlanError(
+            f"`{flag}` belongs to builds for GPUs: the executor for CPUs takes no adapter by "
+            "request",
+            hint="`--lora <folder>` merges one adapter into an engine for the CPU",
+        )
     flags = {
         f"--tensor-parallel-size {wishes.tensor_parallel_size}": wishes.tensor_parallel_size > 1,
         f"--pipeline-parallel-size {wishes.pipeline_parallel_size}": (

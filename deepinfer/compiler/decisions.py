@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from deepinfer.compiler.limits import Limits
 from deepinfer.compiler.roofline import Roofline
 from deepinfer.compiler.tensorrt_llm_plan import TensorRtLlmPlan
-from deepinfer.manifest import BackendName, Choice, Parallelism, Record
+from deepinfer.manifest import BackendName, Choice, LoraLimits, Parallelism, Record
 
 
 class BuildNeed(Record):
@@ -34,4 +34,5 @@ class Decisions:
     warnings: tuple[str, ...] = ()
     parallelism: Parallelism = Parallelism()
     tensorrt_llm: TensorRtLlmPlan | None = None
+    lora: LoraLimits | None = None
     roofline: Roofline | None = None

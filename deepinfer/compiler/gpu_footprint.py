@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deepinfer.checkpoint import Checkpoint, ModelDims
-from deepinfer.manifest import Parallelism
+from deepinfer.manifest import LoraLimits, Parallelism
 
 BYTES_16 = 2  # of the types that embedding, LM head, norms and activations keep
 # An NVFP4 block of 16 weights shares an FP8 scale.
@@ -101,6 +101,11 @@ def overhead_bytes(dims: ModelDims, max_num_tokens: int, num_gpus: int) -> int:
     # A few copies of the hidden states and of the MLP's inner ones live at a time.
     activations = BYTES_16 * max_num_tokens * (8 * dims.hidden_size + 3 * width)
     return CONTEXT_BYTES + activations + (NCCL_BYTES if num_gpus > 1 else 0)
+
+
+def lora_bytes(lora: LoraLimits | None, parallelism: Parallelism) -> int:
+    """Of the adapters that one GPU holds its part of."""
+    return lora.cache_bytes // parallelism.world_size if lora else 0
 
 
 def logits_bytes(dims: ModelDims) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from deepinfer.checkpoint import Checkpoint
-from deepinfer.compiler import gpu, gpu_footprint, parallel
+from deepinfer.compiler import gpu, gpu_footprint, lora_plan, parallel
 from deepinfer.compiler.budget import TOKENS_PER_BLOCK, MemoryModel
 from deepinfer.compiler.calibration_plan import Calibration, choose_calibration
 from deepinfer.compiler.capabilities import Capability
@@ -17,7 +17,7 @@ from deepinfer.compiler.target import GpuTarget, TargetDevice
 from deepinfer.compiler.tensorrt_llm_plan import TensorRtLlmPlan, choose_plugins
 from deepinfer.compiler.wishes import AS_ASKED, BuildWishes
 from deepinfer.errors import PlanError
-from deepinfer.manifest import Choice, Parallelism
+from deepinfer.manifest import Choice, LoraLimits, Parallelism
 from deepinfer.terminal import format_bytes
 
 # The library gives the KV cache 0.9 of what is free beside the weights; 0.9 of all is less.
@@ -35,6 +35,7 @@ class _Engine:
     precision: str
     kv_cache_precision: str
     parallelism: Parallelism
+    lora: LoraLimits | None = None
 
     @property
     def is_paged(self) -> bool:
@@ -57,8 +58,9 @@ class _Engine:
                 dims, self.kv_cache_precision, self.parallelism
             ),
             logits_bytes=gpu_footprint.logits_bytes(dims),
-            overhead_bytes=lambda num_tokens: gpu_footprint.overhead_bytes(
-                dims, num_tokens, self.num_gpus
+            overhead_bytes=lambda num_tokens: (
+                gpu_footprint.overhead_bytes(dims, num_tokens, self.num_gpus)
+                + gpu_footprint.lora_bytes(self.lora, self.parallelism)
             ),
         )
 
@@ -71,7 +73,8 @@ def decide(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildWishes) ->
     precision = gpu.choose_precision(capability, checkpoint, wishes)
     kv_cache = gpu.choose_kv_cache_precision(capability, checkpoint, precision.value, wishes)
     parallelism, parallel_choices = parallel.choose_parallelism(device, checkpoint.dims, wishes)
-    engine = _Engine(checkpoint, precision.value, kv_cache.value, parallelism)
+    lora, lora_choices = lora_plan.choose_lora(checkpoint, wishes)
+    engine = _Engine(checkpoint, precision.value, kv_cache.value, parallelism, lora)
     smaller = _find_smaller(device, capability, engine, wishes)
     rules = _choose_rules(device, engine)
     limits = choose_limits(checkpoint, wishes, rules, engine.memory_on(device), smaller)
@@ -88,11 +91,17 @@ def decide(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildWishes) ->
         limits=limits,
         settings=_runtime_settings(device, engine, wishes),
         build=_measure_build(device, checkpoint, precision.value),
-        choices=(backend, precision, kv_cache, *parallel_choices, *calibration_choices),
+        choices=(
+            *(backend, precision, kv_cache),
+            *parallel_choices,
+            *calibration_choices,
+            *lora_choices,
+        ),
         warnings=_find_warnings(device, engine),
         parallelism=parallelism,
         tensorrt_llm=_plan_library(device, engine, calibration, wishes),
         roofline=_find_roofline(device, engine, limits),
+        lora=lora,
     )
 
 
@@ -129,6 +138,7 @@ def _plan_library(
             engine.kv_cache_precision,
             is_paged=engine.is_paged,
             num_gpus=engine.num_gpus,
+            takes_adapters=engine.lora is not None,
         ),
         nccl_env=parallel.nccl_env(device, engine.parallelism),
         has_smoke_test=wishes.smoke_test,
@@ -248,4 +258,8 @@ def _find_warnings(device: TargetDevice, engine: _Engine) -> tuple[str, ...]:
         warnings.append("the weights are bf16: fp16 has less range, and large values overflow")
     if engine.precision in ("int8", "int4") or not engine.is_paged:
         warnings.append("experimental: the library does not list this combination as supported")
+    if engine.lora is not None and engine.precision not in ("bf16", "fp16", "fp8"):
+        warnings.append(
+            f"nobody has recorded how TensorRT-LLM adapts {engine.precision} weights by request"
+        )
     return tuple(warnings)

@@ -11,16 +11,27 @@ import hashlib
 import json
 import re
 
+from deepinfer.adapter import Adapter, check_base
 from deepinfer.checkpoint import Checkpoint
 from deepinfer.compiler import cpu_plan, gpu_plan
 from deepinfer.compiler.budget import MemoryNeed
 from deepinfer.compiler.decisions import BuildNeed, Decisions
+from deepinfer.compiler.lora import record_adapter
 from deepinfer.compiler.roofline import Roofline
 from deepinfer.compiler.target import TargetDevice
 from deepinfer.compiler.tensorrt_llm_plan import TensorRtLlmPlan
 from deepinfer.compiler.wishes import AS_ASKED, BuildWishes
 from deepinfer.errors import PlanError
-from deepinfer.manifest import BackendName, Choice, EngineLimits, Parallelism, Record, Target
+from deepinfer.manifest import (
+    AdapterRecord,
+    BackendName,
+    Choice,
+    EngineLimits,
+    LoraLimits,
+    Parallelism,
+    Record,
+    Target,
+)
 from deepinfer.terminal import format_bytes
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -44,6 +55,8 @@ class BuildPlan(Record):
     kv_cache_precision: str
     kv_bytes_per_token: int
     limits: EngineLimits
+    lora: LoraLimits | None = None  # of engines that take adapters
+    adapter: AdapterRecord | None = None  # that is merged into the weights
     parallelism: Parallelism
     settings: dict[str, str | int | bool]
     memory: MemoryNeed  # of each device
@@ -67,6 +80,9 @@ class BuildPlan(Record):
         decided = self.model_dump(mode="json", exclude=set(UNDIGESTED))
         if any(choice.name == "max_batch_size" for choice in self.automatic_choices):
             decided["limits"]["max_batch_size"] = "auto"
+        for name in ("lora", "adapter"):
+            if decided[name] is None:
+                del decided[name]
         if self.tensorrt_llm is None:
             del decided["tensorrt_llm"]
         else:
@@ -75,13 +91,25 @@ class BuildPlan(Record):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def make_plan(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildWishes) -> BuildPlan:
-    """Decide everything about a build. Raises PlanError for wishes that cannot be met together."""
+def make_plan(
+    device: TargetDevice,
+    checkpoint: Checkpoint,
+    wishes: BuildWishes,
+    adapter: Adapter | None = None,
+) -> BuildPlan:
+    """Decide everything about a build; `adapter` is to be merged into the checkpoint.
+
+    Raises PlanError for wishes that cannot be met together, CheckpointError for an adapter of
+    another model.
+    """
+    if adapter is not None:
+        check_base(adapter, checkpoint)
     decide = gpu_plan.decide if device.kind == "gpu" else cpu_plan.decide
     decided = decide(device, checkpoint, wishes)
-    name = _choose_name(device, checkpoint, decided, wishes)
+    name = _choose_name(device, checkpoint, decided, wishes, adapter)
+    need = decided.build if adapter is None else _with_merged_copy(decided.build, checkpoint)
     if device.is_here:
-        _check_build(decided.build)
+        _check_build(need)
     target = Choice(name="target", value=f"{device.kind} ({device.name})", reason=device.reason)
     return BuildPlan(
         name=name,
@@ -104,19 +132,25 @@ def make_plan(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildWishes)
         kv_cache_precision=decided.kv_cache_precision,
         kv_bytes_per_token=decided.kv_bytes_per_token,
         limits=decided.limits.engine,
+        lora=decided.lora,
+        adapter=record_adapter(adapter, checkpoint) if adapter else None,
         parallelism=decided.parallelism,
         settings=decided.settings,
         memory=decided.limits.memory,
-        build=decided.build,
-        choices=(target, *decided.choices, *decided.limits.choices),
-        warnings=(*_find_warnings(checkpoint), *decided.warnings),
+        build=need,
+        choices=(target, *_explain(adapter), *decided.choices, *decided.limits.choices),
+        warnings=(*_find_warnings(checkpoint), *_doubt(adapter, checkpoint), *decided.warnings),
         tensorrt_llm=decided.tensorrt_llm,
         roofline=decided.roofline,
     )
 
 
 def _choose_name(
-    device: TargetDevice, checkpoint: Checkpoint, decided: Decisions, wishes: BuildWishes
+    device: TargetDevice,
+    checkpoint: Checkpoint,
+    decided: Decisions,
+    wishes: BuildWishes,
+    adapter: Adapter | None,
 ) -> str:
     if wishes.name is not None:
         if not NAME_PATTERN.fullmatch(wishes.name):
@@ -125,14 +159,45 @@ def _choose_name(
                 hint="letters, digits, `.`, `_` and `-`, beginning with a letter or digit",
             )
         return wishes.name
-    model = re.sub(r"[^a-z0-9._-]+", "-", checkpoint.id.rstrip("/").rsplit("/")[-1].lower())
+    model = _last_name(checkpoint.id).lstrip("._-") or "model"
+    if adapter is not None:
+        model += f"-{_last_name(adapter.id)}"
     where = device.kind if device.kind == "cpu" else device.capability.replace("_", "")
     cuts = {
         "tp": decided.parallelism.tensor_parallel_size,
         "pp": decided.parallelism.pipeline_parallel_size,
     }
     suffix = "".join(f".{cut}{size}" for cut, size in cuts.items() if size > 1)
-    return f"{model.lstrip('._-') or 'model'}.{decided.precision}.{where}{suffix}"
+    suffix += f".lora{decided.lora.max_rank}" if decided.lora else ""
+    return f"{model}.{decided.precision}.{where}{suffix}"
+
+
+def _last_name(model_id: str) -> str:
+    return re.sub(r"[^a-z0-9._-]+", "-", model_id.rstrip("/").rsplit("/")[-1].lower())
+
+
+def _with_merged_copy(need: BuildNeed, checkpoint: Checkpoint) -> BuildNeed:
+    """With room for the merged weights beside what is compiled from them."""
+    disk_bytes = need.disk_bytes + checkpoint.weights.num_bytes
+    return need.model_copy(update={"disk_bytes": disk_bytes})
+
+
+def _explain(adapter: Adapter | None) -> tuple[Choice, ...]:
+    if adapter is None:
+        return ()
+    value = f"{adapter.id}, rank {adapter.rank}"
+    reason = (
+        f"merged into {len(adapter.modules)} layers: the engine always answers with it, at no cost"
+    )
+    return (Choice(name="adapter", value=value, reason=reason),)
+
+
+def _doubt(adapter: Adapter | None, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """An adapter fits any model of its shapes; only its configuration knows which one was meant."""
+    base = adapter.base_model if adapter else None
+    if base is None or _last_name(base) == _last_name(checkpoint.id):
+        return ()
+    return (f"the adapter names `{base}` as its base model, which may be another one than this",)
 
 
 def _check_build(need: BuildNeed) -> None:

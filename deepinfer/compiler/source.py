@@ -16,6 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from deepinfer.adapter import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_WEIGHTS_NAME,
+    Adapter,
+    read_adapter,
+)
 from deepinfer.checkpoint import SMALL_FILE_NAMES, Checkpoint, read_checkpoint
 from deepinfer.compiler.outline import has_weight_files, read_outline
 from deepinfer.compiler.progress import Progress
@@ -56,6 +62,30 @@ def find_checkpoint(
             hint="`--model <hub id | folder | sample>`, such as `Qwen/Qwen2.5-0.5B-Instruct`",
         )
     return _find_on_hub(model, revision)
+
+
+def find_adapter(source: str) -> Adapter:
+    """Read the LoRA adapter that `source` names; one of the hub is fetched whole, being small.
+
+    Raises CheckpointError.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return read_adapter(path)
+    if not HUB_ID_PATTERN.fullmatch(source) or source.startswith("."):
+        raise CheckpointError(
+            f"there is no folder `{source}`", hint="`--lora <hub id | folder>`, as `peft` saves it"
+        )
+    hub = _import_hub()
+    with _hub_errors_translated(source, None):
+        folder = Path(
+            hub.snapshot_download(
+                source,
+                allow_patterns=[ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME],
+                tqdm_class=_make_progress_bar(Progress()),
+            )
+        )
+    return read_adapter(folder, adapter_id=source, revision=folder.name)
 
 
 def fetch_weights(
@@ -123,7 +153,7 @@ def _read_remote_weights(hub: Any, repo_id: str, commit: str) -> Weights:
         Tensor(
             name=name,
             dtype=info.dtype,
-            num_elements=info.parameter_count,
+            shape=tuple(info.shape),
             num_bytes=info.data_offsets[1] - info.data_offsets[0],
         )
         for file in metadata.files_metadata.values()

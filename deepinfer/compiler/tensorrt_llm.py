@@ -31,12 +31,12 @@ from deepinfer.compiler.calibration import (
 from deepinfer.compiler.plan import BuildPlan
 from deepinfer.compiler.progress import Progress
 from deepinfer.compiler.quiet import quiet_libraries
-from deepinfer.compiler.tensorrt_llm_plan import TensorRtLlmPlan
+from deepinfer.compiler.tensorrt_llm_plan import LORA_MODULES, TensorRtLlmPlan
 from deepinfer.compiler.tensorrt_payload import check_payload
 from deepinfer.compiler.tokenizer_files import link_with_pad_token, write_tokenizer
 from deepinfer.device import read_gpus
 from deepinfer.errors import BackendError, BuildError
-from deepinfer.manifest import PAYLOAD_DIR, TOKENIZER_DIR
+from deepinfer.manifest import PAYLOAD_DIR, TOKENIZER_DIR, LoraLimits
 from deepinfer.trtllm_release import USE_CONTAINER, installed_version, require_release
 
 logger = logging.getLogger(__name__)
@@ -118,6 +118,7 @@ class Library:
     BuildConfig: Any
     CalibConfig: Any
     KvCacheConfig: Any
+    LoraConfig: Any
     PluginConfig: Any
     QuantAlgo: Any
     QuantConfig: Any
@@ -129,6 +130,7 @@ class Library:
         try:
             from tensorrt_llm import llmapi
             from tensorrt_llm._tensorrt_engine import LLM
+            from tensorrt_llm.lora_helper import LoraConfig
             from tensorrt_llm.plugin import PluginConfig
         except Exception as error:  # a missing driver fails an import in many ways
             reason = " ".join(str(error).split())
@@ -140,6 +142,7 @@ class Library:
             BuildConfig=llmapi.BuildConfig,
             CalibConfig=llmapi.CalibConfig,
             KvCacheConfig=llmapi.KvCacheConfig,
+            LoraConfig=LoraConfig,
             PluginConfig=PluginConfig,
             QuantAlgo=llmapi.QuantAlgo,
             QuantConfig=llmapi.QuantConfig,
@@ -183,6 +186,9 @@ def _build(library: Library, plan: BuildPlan, source: Path, calibration: Any) ->
     assert settings is not None
     limits = plan.limits.model_dump()
     optional = {"calib_config": calibration} if calibration is not None else {}
+    if plan.lora is not None:
+        optional["enable_lora"] = True
+        optional["lora_config"] = _make_lora_config(library, plan.lora)
     if settings.nccl_env:
         optional["env_overrides"] = settings.nccl_env
     # The limits are given twice: to the engine that is built, and to the executor that then loads
@@ -208,6 +214,8 @@ def _build(library: Library, plan: BuildPlan, source: Path, calibration: Any) ->
 def _make_build_config(library: Library, plan: BuildPlan, settings: TensorRtLlmPlan) -> Any:
     cache = timing_cache_path()
     cache.parent.mkdir(parents=True, exist_ok=True)
+    # Compiled into the engine here, and told to the executor that then loads it as well.
+    lora = {"lora_config": _make_lora_config(library, plan.lora)} if plan.lora else {}
     return _make(
         library.BuildConfig,
         **plan.limits.model_dump(),
@@ -219,6 +227,17 @@ def _make_build_config(library: Library, plan: BuildPlan, settings: TensorRtLlmP
         input_timing_cache=str(cache) if cache.is_file() else None,
         output_timing_cache=str(cache),
         plugin_config=_make(library.PluginConfig, **settings.plugins),
+        **lora,
+    )
+
+
+def _make_lora_config(library: Library, limits: LoraLimits) -> Any:
+    return _make(
+        library.LoraConfig,
+        max_lora_rank=limits.max_rank,
+        lora_target_modules=[LORA_MODULES[name] for name in limits.module_shapes],
+        max_loras=limits.max_loras,
+        max_cpu_loras=limits.max_loras,
     )
 
 

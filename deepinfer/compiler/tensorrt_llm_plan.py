@@ -12,6 +12,19 @@ CALIB_BATCHES = 512  # of one text, as the library's CalibConfig has it
 CALIB_BATCHES_ON_CPU = 64  # where each takes seconds, not milliseconds
 CALIB_MAX_SEQ_LENGTH = 512  # tokens of a text, as the library's CalibConfig has it
 
+# PEFT's names of linear layers, as the library's own `LoraConfig` has them.
+LORA_MODULES = {
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "qkv_proj": "attn_qkv",
+    "o_proj": "attn_dense",
+    "gate_proj": "mlp_h_to_4h",
+    "up_proj": "mlp_gate",
+    "gate_up_proj": "mlp_gate_up",
+    "down_proj": "mlp_4h_to_h",
+}
+
 PluginValue = str | bool | int | None
 
 
@@ -31,7 +44,13 @@ class TensorRtLlmPlan(Record):
 
 
 def choose_plugins(
-    dtype: str, precision: str, kv_cache_precision: str, *, is_paged: bool, num_gpus: int
+    dtype: str,
+    precision: str,
+    kv_cache_precision: str,
+    *,
+    is_paged: bool,
+    num_gpus: int,
+    takes_adapters: bool = False,
 ) -> dict[str, PluginValue]:
     return {
         "dtype": dtype,
@@ -47,6 +66,7 @@ def choose_plugins(
         # Both need peer access, or pay off beyond one GPU only.
         "reduce_fusion": False,
         "user_buffer": False,
+        **({"lora_plugin": "auto"} if takes_adapters else {}),  # computes in the base type
     }
 
 

@@ -52,6 +52,8 @@ def _expected(plan: BuildPlan) -> dict[str, Any]:
         "pretrained_config.mapping.tp_size": plan.parallelism.tensor_parallel_size,
         "pretrained_config.mapping.pp_size": plan.parallelism.pipeline_parallel_size,
     }
+    if plan.lora is not None:
+        expected["build_config.lora_config.max_lora_rank"] = plan.lora.max_rank
     plugins = ("use_paged_context_fmha", "use_fp8_context_fmha", "tokens_per_block")
     expected |= {
         f"build_config.plugin_config.{name}": settings.plugins[name]

@@ -31,6 +31,9 @@ class BuildWishes(BaseModel):
 
     model: str = Field(min_length=1, description="Hub id, folder, or `sample`")
     revision: str | None = Field(None, description="Branch, tag or commit on the hub")
+    lora: str | None = Field(
+        None, min_length=1, description="LoRA adapter to merge into the weights: folder or hub id"
+    )
     output: Path = Field(Path("engines"), description="Folder of engines")
     name: str | None = Field(None, description="Name of the engine; from the model when not given")
     backend: BackendWish = Field("auto", description="Library that compiles and runs the engine")
@@ -44,6 +47,16 @@ class BuildWishes(BaseModel):
     max_num_tokens: int | None = Field(None, ge=1, description="Tokens computed in one step")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share every layer")
     pipeline_parallel_size: int = Field(1, ge=1, description="GPUs that share out the layers")
+    max_lora_rank: int | None = Field(
+        None,
+        ge=1,
+        le=512,
+        description="Highest rank of LoRA adapters that an engine for a GPU takes by request; "
+        "none: it takes none",
+    )
+    max_loras: int | None = Field(
+        None, ge=1, le=256, description="LoRA adapters that an engine for a GPU holds in memory"
+    )
     calib_data: Path | None = Field(
         None, description="Texts to calibrate with: a folder, a .jsonl or a .txt file"
     )

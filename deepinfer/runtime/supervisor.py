@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from deepinfer import logs
 from deepinfer.engine import EngineOptions
 from deepinfer.manifest import EngineFolder
 
@@ -88,6 +89,7 @@ class EngineSupervisor:
             *("--listen-fd", str(self._listener.fileno())),
             *("--options", msgspec.json.encode(self.options).decode()),
             *("--log-level", logging.getLevelName(logging.getLogger().getEffectiveLevel())),
+            *("--log-format", logs.active_format()),
             stdin=asyncio.subprocess.PIPE,  # its closing tells the engine that we are gone
             pass_fds=(self._listener.fileno(),),
             start_new_session=True,  # Ctrl-C in the terminal is for the server to handle

@@ -173,6 +173,7 @@ class Model(Answer):
     created: int
     owned_by: str = "deepinfer"
     root: str  # the model's own id, whatever name it is served under
+    parent: str | None = None  # of an adapter: the model that it changes
     max_model_len: int
     context_length: int
     engine: str

@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 
 from deepinfer import __version__
 from deepinfer.errors import RequestError
-from deepinfer.server.auth import KeyCheck
+from deepinfer.server.auth import HEALTH_PATHS, METRICS_PATH, KeyCheck
 from deepinfer.server.context import RequestContext
 from deepinfer.server.disconnect import CancelOnDisconnect
 from deepinfer.server.errors import handle_http_exception, handle_request_error
@@ -17,7 +17,10 @@ from deepinfer.server.routes import (
     completions,
     gpu,
     health,
+    messages,
+    metrics,
     models,
+    responses,
     tokenize,
     version,
 )
@@ -35,14 +38,30 @@ def create_app(state: ServerState) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for route in (health, version, gpu, models, tokenize, completions, chat):
+    for route in (
+        health,
+        metrics,
+        version,
+        gpu,
+        models,
+        tokenize,
+        completions,
+        chat,
+        messages,
+        responses,
+    ):
         app.include_router(route.make_router(state))
     app.add_exception_handler(RequestError, handle_request_error)
     app.add_exception_handler(HTTPException, handle_http_exception)
     # The last one added is the outermost.
     app.add_middleware(CancelOnDisconnect)
-    app.add_middleware(KeyCheck, keys=state.api_keys)
+    app.add_middleware(KeyCheck, keys=state.api_keys, open_paths=_open_paths(state))
     app.add_middleware(RequestContext, state=state)
     document = build_openapi(app)
     app.openapi = lambda: document  # type: ignore[method-assign]
     return app
+
+
+def _open_paths(state: ServerState) -> frozenset[str]:
+    needs_key = state.config.server.metrics_need_key
+    return HEALTH_PATHS if needs_key else HEALTH_PATHS | {METRICS_PATH}

@@ -8,7 +8,7 @@ from pydantic import FailFast, Field, model_validator
 
 from deepinfer.server import refused as refused_fields
 from deepinfer.server.messages import ChatMessage, Tool, ToolChoice, ToolWish
-from deepinfer.server.schema_base import invalid
+from deepinfer.server.schema_base import invalid, needs
 from deepinfer.server.schemas import (
     INT32_MAX,
     MAX_MESSAGES,
@@ -16,12 +16,19 @@ from deepinfer.server.schemas import (
     MAX_TOP_LOGPROBS,
     GenerationBody,
 )
+from deepinfer.text import tool_schema
+from deepinfer.text.chat_template import TEMPLATE_ARGUMENTS
 
 
 class ChatBody(GenerationBody):
     """The body of POST /v1/chat/completions."""
 
     refused = refused_fields.CHAT
+    rules = (
+        *GenerationBody.rules,
+        needs("top_logprobs", logprobs=True),
+        needs("continue_final_message", idle=(None, False), add_generation_prompt=False),
+    )
 
     messages: Annotated[list[ChatMessage], FailFast()] = Field(
         min_length=1, max_length=MAX_MESSAGES, description="The conversation so far"
@@ -30,7 +37,9 @@ class ChatBody(GenerationBody):
         default=None, ge=1, le=INT32_MAX, description="Another name for `max_tokens`"
     )
     tools: list[Tool] = Field(
-        default_factory=list, max_length=MAX_TOOLS, description="Functions that the model may call"
+        default_factory=list,
+        max_length=MAX_TOOLS,
+        description="What the model may call; needs a chat template that shows a format of calls",
     )
     tool_choice: ToolChoice = Field(
         default=ToolWish("auto"),
@@ -38,21 +47,22 @@ class ChatBody(GenerationBody):
         json_schema_extra={"default": "auto"},
     )
     parallel_tool_calls: bool = Field(
-        default=True, description="Whether one answer may hold several calls"
+        default=True,
+        description="Whether an answer may hold several calls; with false it ends with the first",
     )
     logprobs: bool = Field(default=False, description="Log probability of each token")
     top_logprobs: int | None = Field(
         default=None,
         ge=0,
         le=MAX_TOP_LOGPROBS,
-        description="Likeliest tokens at each place; needs logprobs: true",
+        description="Likeliest tokens at each place; needs `logprobs: true`",
     )
     add_generation_prompt: bool = Field(
         default=True, description="End the prompt where the assistant's answer begins"
     )
     continue_final_message: bool = Field(
         default=False,
-        description="Go on with the last message; needs add_generation_prompt: false",
+        description="Go on with the last message; needs `add_generation_prompt: false`",
     )
     add_special_tokens: bool = Field(
         default=False, description="Add special tokens to those that the chat template writes"
@@ -61,7 +71,10 @@ class ChatBody(GenerationBody):
         default=None, description="Handed to the chat template, which may know it"
     )
     chat_template_kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="Arguments of the chat template that are known here"
+        default_factory=dict,
+        description="Handed to the chat template: "
+        + ", ".join(f"`{name}`" for name in sorted(TEMPLATE_ARGUMENTS))
+        + "; another name is refused",
     )
 
     @property
@@ -71,6 +84,13 @@ class ChatBody(GenerationBody):
     @property
     def requires_call(self) -> bool:
         return self.offers_tools and self.tool_choice.mode == "required"
+
+    @property
+    def offered_tools(self) -> list[tool_schema.Tool]:
+        if not self.offers_tools:
+            return []
+        functions = (tool.function for tool in self.tools)
+        return [tool_schema.Tool(function.name, function.parameters) for function in functions]
 
     @property
     def template_arguments(self) -> dict[str, Any]:

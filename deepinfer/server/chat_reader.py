@@ -6,7 +6,7 @@ answer. It knows neither tokens nor how a part is rendered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from uuid import uuid4
 
@@ -15,6 +15,7 @@ import msgspec
 from deepinfer.generation import TokenId
 from deepinfer.server.chat_body import ChatBody
 from deepinfer.server.engines import ServedEngine
+from deepinfer.server.forced_calls import read_prompt_end
 from deepinfer.server.prepare import Plan
 from deepinfer.text.reasoning import Reasoning, ReasoningParser, opens_reasoning
 from deepinfer.text.tool_calls import (
@@ -25,10 +26,10 @@ from deepinfer.text.tool_calls import (
     Content,
     Event,
     ToolCallParser,
+    ToolFormat,
 )
 from deepinfer.text.tool_choice import open_parser
-
-PROMPT_END_TOKENS = 16  # enough to see an opened block of reasoning and the white space after it
+from deepinfer.text.tool_formats.first_call import FirstCallParser
 
 
 class CallPart(msgspec.Struct, frozen=True):
@@ -66,21 +67,67 @@ class _OpenCall:
 
 @dataclass
 class ChatReader:
-    """Reads one choice. `calls` are its whole ones so far, by index."""
+    """Reads one choice. `calls` are its whole ones so far, by index.
+
+    Where the text must end with the first call, whoever makes the text has it read ahead, and
+    `feed` and `read` then give what that has come to.
+    """
 
     reasoning: ReasoningParser | None = None
     tools: ToolCallParser | None = None
     new_id: Callable[[], str] = field(default=lambda: f"call_{uuid4().hex}")
     calls: dict[int, ToolCall] = field(default_factory=dict)
     _open_calls: dict[int, _OpenCall] = field(default_factory=dict)
+    _is_ahead: bool = False
+    _thoughts: list[str] = field(default_factory=list)
+    _events: list[Event] = field(default_factory=list)
+
+    def read_ahead(self, text: str) -> bool:
+        """Whether a call has become whole. The text is not read again when it is fed."""
+        self._is_ahead = True
+        thought, said = self._split(text, False)
+        events = self._find_calls(said, False)
+        self._thoughts.append(thought)
+        self._events += events
+        return any(isinstance(event, CallEnded) for event in events)
 
     def feed(self, text: str, *, is_over: bool = False) -> ChatPart:
         """What `text` adds; with `is_over` also what was held back."""
-        thought, said = self._split(text, is_over)
-        events = self._find_calls(said, is_over)
+        thought, events = self._take(text, is_over)
         parts = [part for event in events if (part := self._note(event)) is not None]
         content = "".join(event.text for event in events if isinstance(event, Content))
         return ChatPart(content, thought, tuple(parts))
+
+    def feed_in_order(self, text: str, *, is_over: bool = False) -> Iterator[ChatPart]:
+        """The same in the order of the text, a part for each thing; `calls` keep step with it."""
+        thought, events = self._take(text, is_over)
+        if thought:
+            yield ChatPart(reasoning=thought)
+        for event in events:
+            call = self._note(event)
+            if isinstance(event, Content):
+                yield ChatPart(event.text)
+            elif call is not None:
+                yield ChatPart(calls=(call,))
+
+    def read(self, text: str, *, is_over: bool = False) -> list[Reasoning | Content | ToolCall]:
+        """The same in the order of the text, where a call is a piece once it is whole."""
+        thought, events = self._take(text, is_over)
+        pieces: list[Reasoning | Content | ToolCall] = [Reasoning(thought)] if thought else []
+        for event in events:
+            self._note(event)
+            if isinstance(event, Content):
+                pieces.append(event)
+            elif isinstance(event, CallEnded):
+                pieces.append(self.calls[event.index])
+        return pieces
+
+    def _take(self, text: str, is_over: bool) -> tuple[str, list[Event]]:
+        thought, said = self._split("" if self._is_ahead else text, is_over)
+        thought = "".join([*self._thoughts, thought])
+        events = self._events + self._find_calls(said, is_over)
+        self._thoughts, self._events = [], []
+        return thought, events
 
     def _split(self, text: str, is_over: bool) -> tuple[str, str]:
         if self.reasoning is None:
@@ -116,19 +163,27 @@ class ChatReader:
 def make_readers(engine: ServedEngine, body: ChatBody, plan: Plan) -> list[ChatReader] | None:
     """A reader for each choice; None when the text is all that an answer can be."""
     tool_format = engine.tool_format if body.offers_tools else None
-    # The grammar of a required call leaves no room for thoughts.
-    is_thinking = engine.is_thinking and not body.requires_call
-    if not is_thinking and tool_format is None:
+    if not engine.is_thinking and tool_format is None:
         return None
-    return [
+    readers = [
         ChatReader(
-            _open_reasoning(engine, choice.request.prompt_token_ids) if is_thinking else None,
-            None if tool_format is None else open_parser(tool_format),
+            _open_reasoning(engine, choice.request.prompt_token_ids)
+            if engine.is_thinking
+            else None,
+            None if tool_format is None else _open_parser(tool_format, body),
         )
         for choice in plan.choices
     ]
+    if tool_format is not None and not body.parallel_tool_calls:
+        for choice, reader in zip(plan.choices, readers, strict=True):
+            choice.output.watch(reader.read_ahead)
+    return readers
+
+
+def _open_parser(tool_format: ToolFormat, body: ChatBody) -> ToolCallParser:
+    parser = open_parser(tool_format, body.offered_tools)
+    return parser if body.parallel_tool_calls else FirstCallParser(parser)
 
 
 def _open_reasoning(engine: ServedEngine, prompt: Sequence[TokenId]) -> ReasoningParser:
-    detokenizer = engine.tokenizer.detokenizer(shown=engine.tokenizer.special_token_ids)
-    return ReasoningParser(is_open=opens_reasoning(detokenizer.push(prompt[-PROMPT_END_TOKENS:])))
+    return ReasoningParser(is_open=opens_reasoning(read_prompt_end(engine, prompt)))

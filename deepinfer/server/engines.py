@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 
 from deepinfer.engine import FAILED
 from deepinfer.errors import ModelNotFound
+from deepinfer.generation import LoraAdapter
 from deepinfer.manifest import EngineManifest
 from deepinfer.runtime.client import EngineClient
+from deepinfer.server.meter import GenerationMeter
 from deepinfer.server.names import EngineNames
 from deepinfer.text.chat_template import ChatTemplate
 from deepinfer.text.reasoning import find_reasoning
@@ -28,6 +30,11 @@ class ServedEngine:
     tokenizer: Tokenizer
     chat_template: ChatTemplate
     names: EngineNames
+    queue_timeout_s: float | None = None
+    request_timeout_s: float | None = None
+    named_tool_format: str | None = None  # by the operator; None: the chat template shows it
+    adapter: LoraAdapter | None = None  # that every request of this name is answered with
+    meter: GenerationMeter = field(default_factory=GenerationMeter, compare=False)
 
     @property
     def manifest(self) -> EngineManifest:
@@ -35,9 +42,9 @@ class ServedEngine:
 
     @cached_property
     def tool_format(self) -> ToolFormat | None:
-        """How the model writes tool calls, by its chat template; None when that shows none."""
+        """How the model writes tool calls; None when nobody says and its template shows none."""
         source = self.chat_template.source(has_tools=True)
-        return find_tool_format(source, self.tokenizer.special_texts)
+        return find_tool_format(source, self.tokenizer.special_texts, self.named_tool_format)
 
     @cached_property
     def is_thinking(self) -> bool:
@@ -55,15 +62,25 @@ class ServedEngine:
         return int(datetime.fromisoformat(self.manifest.build.created_at).timestamp())
 
 
+def with_adapter(engine: ServedEngine, adapter: LoraAdapter) -> ServedEngine:
+    """The same process and the same text side, asked for `adapter` by its name."""
+    names = EngineNames((adapter.name,))
+    return replace(engine, names=names, adapter=adapter, meter=GenerationMeter())
+
+
 class EngineCatalog:
     """Finds an engine by what a client calls it."""
 
-    def __init__(self, engines: Sequence[ServedEngine]) -> None:
+    def __init__(
+        self, engines: Sequence[ServedEngine], adapted: Sequence[ServedEngine] = ()
+    ) -> None:
+        """`adapted` are some of `engines` once more, under the names of their adapters."""
         assert engines, "a server without an engine has nothing to serve"
         self._engines = tuple(engines)
+        self.models = (*self._engines, *adapted)
         self._by_name = {
             name: engine
-            for engine in self._engines
+            for engine in self.models
             for name in (*engine.names.listed, *engine.names.unlisted)
         }
 
@@ -90,4 +107,4 @@ class EngineCatalog:
             ) from None
 
     def _listed_names(self) -> Iterator[str]:
-        return (name for engine in self._engines for name in engine.names.listed)
+        return (name for engine in self.models for name in engine.names.listed)

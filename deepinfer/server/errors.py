@@ -11,10 +11,10 @@ from typing import Any
 
 import msgspec
 from pydantic import ValidationError
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import Scope
 
 from deepinfer.errors import (
@@ -42,6 +42,7 @@ NOT_INITIALIZED = "Engine not initialized"  # promised word for word by the API 
 MAX_RETRY_AFTER_S = 120  # above that the OpenAI SDK does not retry at all
 DEFAULT_RETRY_AFTER_S = 5
 MAX_SHOWN_PATH = 200
+METHODS = ("DELETE", "GET", "HEAD", "POST")  # that any route here has
 INTERNAL_MESSAGE = "The server failed to answer this request; its log says why"
 
 
@@ -148,11 +149,23 @@ async def handle_http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         return _answer(request, NotFound(f"There is no route {where}"))
     if error.status_code == 405:
-        allowed = Headers(error.headers).get("allow", "")
+        allowed = ", ".join(_allowed_methods(request))
         response = _answer(request, MethodNotAllowed(f"There is no {where}; allowed: {allowed}"))
         response.headers["allow"] = allowed
         return response
     return _answer(request, as_request_error(error))
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """Of all routes of this path; the framework names those of the first that it finds."""
+    return [
+        method
+        for method in METHODS
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    ]
 
 
 def _answer(request: Request, error: RequestError) -> Response:

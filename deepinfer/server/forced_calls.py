@@ -2,32 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
 from deepinfer.errors import InvalidValue
-from deepinfer.generation import Grammar
+from deepinfer.generation import Grammar, TokenId
 from deepinfer.server.chat_body import ChatBody
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.schemas import GenerationBody
 from deepinfer.text.call_grammar import make_call_grammar
 from deepinfer.text.json_schema import SchemaRefused
-from deepinfer.text.tool_schema import Tool, tool_call_schema
+from deepinfer.text.thoughts import allow_thoughts
+from deepinfer.text.tool_schema import choose_tools
+
+PROMPT_END_TOKENS = 16  # enough to see an opened block of reasoning and the white space after it
 
 
-def find_grammar(engine: ServedEngine, body: GenerationBody) -> Grammar | None:
-    """Raises InvalidValue for a required call that cannot be enforced."""
+def find_grammar(
+    engine: ServedEngine, body: GenerationBody, prompt: Sequence[TokenId]
+) -> Grammar | None:
+    """The answer's own, behind the thoughts of a model that thinks.
+
+    Raises InvalidValue for a required call that cannot be enforced.
+    """
+    grammar = _find_own(engine, body)
+    if grammar is None or not isinstance(body, ChatBody) or not engine.is_thinking:
+        return grammar
+    whole = allow_thoughts(
+        grammar.ebnf or grammar.text,
+        read_prompt_end(engine, prompt),
+        may_open=not body.continue_final_message,
+    )
+    return replace(grammar, ebnf=whole)
+
+
+def _find_own(engine: ServedEngine, body: GenerationBody) -> Grammar | None:
     if not isinstance(body, ChatBody) or not body.requires_call:
         return body.grammar
     _check_alone(body)
     assert engine.tool_format is not None, "tools of another model are refused"
-    tools = [Tool(tool.function.name, tool.function.parameters) for tool in body.tools]
     name = body.tool_choice.name
     parallel = body.parallel_tool_calls and name is None
-    calls = tool_call_schema(tools, engine.tool_format, name, parallel=parallel)
+    tools = choose_tools(body.offered_tools, name)
     try:
-        return Grammar("ebnf", make_call_grammar(calls), param="tools")
+        grammar = make_call_grammar(tools, engine.tool_format, parallel=parallel)
+        return Grammar("ebnf", grammar, param="tools")
     except SchemaRefused as refusal:
         raise InvalidValue(
             f"The parameters of a tool cannot be enforced: they {refusal.rule}", param="tools"
         ) from None
+
+
+def read_prompt_end(engine: ServedEngine, prompt: Sequence[TokenId]) -> str:
+    """Enough of a prompt's text to see whether it leaves a block of thoughts open."""
+    detokenizer = engine.tokenizer.detokenizer(shown=engine.tokenizer.special_token_ids)
+    return detokenizer.push(prompt[-PROMPT_END_TOKENS:])
 
 
 def _check_alone(body: ChatBody) -> None:

@@ -6,6 +6,7 @@ stream cancels what still runs. This module knows neither HTTP nor the shape of 
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from typing import Literal
@@ -14,6 +15,7 @@ import msgspec
 
 from deepinfer.errors import InternalError, InvalidValue, RequestError
 from deepinfer.generation import FinishReason, TokenChunk, Usage
+from deepinfer.runtime.call import Terms
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.prepare import Choice, Plan
 from deepinfer.server.record import RequestRecord
@@ -65,12 +67,13 @@ class Generation:
         item when the engine does not take the requests, later when it fails under them.
         """
         requests = [choice.request for choice in self._plan.choices]
+        self._note_submission()
         try:
-            async with aclosing(self._engine.client.generate(requests)) as stream:
+            async with aclosing(self._engine.client.generate(requests, self._terms())) as stream:
                 async for chunks in stream:
-                    if self._record.time_to_first_token_s is None:
-                        self._record.time_to_first_token_s = self._record.elapsed_s
-                    yield self._advance(chunks)
+                    deltas = self._advance(chunks)
+                    self._note_tokens()
+                    yield deltas
                     if not self._num_unfinished:
                         return
         finally:
@@ -129,10 +132,33 @@ class Generation:
         prompt = choice.request.prompt_token_ids
         return place_prompt(self._engine.tokenizer, prompt, chunk.prompt_log_probs)
 
+    def _terms(self) -> Terms:
+        return Terms(
+            tenant=self._record.key_name,
+            priority=self._plan.priority,
+            queue_timeout_s=self._engine.queue_timeout_s,
+            timeout_s=self._engine.request_timeout_s,
+            on_admitted=self._record.note_admission,
+        )
+
+    def _note_submission(self) -> None:
+        self._record.model = self._engine.model_id
+        self._record.submitted_at = time.monotonic()
+        self._engine.meter.begin(self)
+
+    def _note_tokens(self) -> None:
+        """Once a wake-up, so it is plain arithmetic."""
+        now = time.monotonic()
+        self._engine.meter.note_tokens(self._record, now, self._plan.prompt_tokens)
+        self._record.note_tokens(now)
+
     def _note_outcome(self) -> None:
-        reasons = (choice.output.finish_reason for choice in self._plan.choices)
+        outputs = [choice.output for choice in self._plan.choices]
+        reasons = (output.finish_reason for output in outputs)
         self._record.usage = self.usage
         self._record.finish_reasons = [reason or FinishReason.CANCELLED for reason in reasons]
+        output_lens = [output.completion_tokens for output in outputs]
+        self._engine.meter.end(self, self._record, output_lens)
 
 
 def _error_of(chunk: TokenChunk) -> RequestError:

@@ -17,6 +17,14 @@ def new_chat_id() -> str:
     return f"chatcmpl-{uuid.uuid4().hex}"
 
 
+def new_message_id() -> str:
+    return f"msg_{uuid.uuid4().hex}"
+
+
+def new_tool_use_id() -> str:
+    return f"toolu_{uuid.uuid4().hex}"
+
+
 def choose_request_id(offered: str | None) -> str:
     """The caller's own id as far as it is safe to log and to send back, or a new one."""
     kept = _NOT_ALLOWED.sub("", (offered or "")[:MAX_REQUEST_ID_CHARS])

@@ -179,11 +179,12 @@ def describe_demand(manifest: EngineManifest, gpus: Sequence[Gpu]) -> Demand:
     is_gpu = manifest.target.kind == "gpu"
     packed_bytes = CPU_PROCESS_BYTES + int(weight_bytes * CPU_PACKED_COPIES)
     sequence_bytes = _sequence_bytes(manifest) // num_devices
+    lora_bytes = manifest.lora.cache_bytes // num_devices if manifest.lora else 0
     return Demand(
         name=manifest.name,
         devices=_gpu_devices(manifest, gpus) if is_gpu else (CPU,),
         weight_bytes=weight_bytes,
-        overhead_bytes=GPU_PROCESS_BYTES if is_gpu else packed_bytes,
+        overhead_bytes=(GPU_PROCESS_BYTES if is_gpu else packed_bytes) + lora_bytes,
         sequence_bytes=sequence_bytes,
         full_bytes=sequence_bytes * manifest.limits.max_batch_size,
     )

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from deepinfer.server import refused as refused_fields
-from deepinfer.server.schema_base import Schema, invalid, missing, unsupported
+from deepinfer.server.schema_base import Rule, Schema, invalid, missing, unsupported
 
 MAX_NAME_CHARS = 256
 MAX_CALLS_PER_MESSAGE = 128
@@ -106,12 +106,33 @@ class ToolCall(Schema):
         return {"id": self.id, "type": self.type, "function": function}
 
 
+_SAYS_SOMETHING: Rule = {
+    "required": ["content"],
+    "properties": {
+        "content": {"anyOf": [{"type": "string"}, {"type": "array"}]},
+        "tool_calls": {"enum": [None, []]},
+    },
+}
+_CALLS_SOMETHING: Rule = {
+    "required": ["tool_calls"],
+    "properties": {
+        "role": {"const": "assistant"},
+        "tool_calls": {"type": "array", "minItems": 1},
+    },
+}
+
+
 class ChatMessage(Schema):
     refused = refused_fields.MESSAGE
+    rules = ({"anyOf": [_SAYS_SOMETHING, _CALLS_SOMETHING]},)
 
-    role: Role
-    content: Content | None = None
-    name: str | None = Field(default=None, max_length=MAX_NAME_CHARS)
+    role: Role = Field(description="`developer` is rendered as `system`")
+    content: Content | None = Field(
+        default=None, description="Text, or parts of type `text`, which line breaks join"
+    )
+    name: str | None = Field(
+        default=None, max_length=MAX_NAME_CHARS, description="Passed on to the chat template"
+    )
     tool_calls: list[ToolCall] = Field(
         default_factory=list, max_length=MAX_CALLS_PER_MESSAGE, description="Of an assistant's turn"
     )
@@ -157,8 +178,15 @@ def _check_tool_name(name: str) -> str:
     return name
 
 
+ToolName = Annotated[
+    str,
+    AfterValidator(_check_tool_name),
+    WithJsonSchema({"type": "string", "pattern": f"^{TOOL_NAME_RULE.pattern}$"}),
+]
+
+
 class Function(Schema):
-    name: Annotated[str, AfterValidator(_check_tool_name)]
+    name: ToolName
     description: str | None = None
     parameters: dict[str, Any] = Field(
         default_factory=lambda: {"type": "object", "properties": {}},

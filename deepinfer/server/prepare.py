@@ -34,6 +34,8 @@ from deepinfer.text.stop import StopMatcher
 
 # Above this many characters a text is tokenised in a thread, so that the event loop goes on.
 INLINE_CHARS = 4_096
+# Arguments of templates that may be as long as the body; to measure them is to write them out.
+LONG_ARGUMENTS = {"tools", "documents"}
 # One message to the engine process holds every sequence with its prompt.
 MAX_PROMPT_TOKENS_PER_REQUEST = 4_000_000
 MIN_TEMPERATURE = 1e-5  # below it logits would overflow; the likeliest token is as certain
@@ -67,6 +69,7 @@ class Plan:
 
     choices: tuple[Choice, ...]
     prompt_tokens: int  # each prompt counted once, however many choices it has
+    priority: int = 0  # among the requests of one key; a lower one comes first
 
 
 async def prepare_completion(engine: ServedEngine, body: CompletionBody, id_: str) -> Plan:
@@ -78,14 +81,33 @@ async def prepare_completion(engine: ServedEngine, body: CompletionBody, id_: st
     return _plan(engine, body, prompts, body.max_tokens, id_, scoring, param="prompt")
 
 
-async def prepare_chat(engine: ServedEngine, body: ChatBody, id_: str) -> Plan:
-    """Raises InvalidValue, also when the model has no chat template, or ContextLengthExceeded."""
+async def prepare_chat(
+    engine: ServedEngine, body: ChatBody, id_: str, *, cuts_max_tokens: bool = False
+) -> Plan:
+    """Raises what `tokenize_chat_body` does, InvalidValue or ContextLengthExceeded.
+
+    With `cuts_max_tokens` an answer may be as long as the context has room, if that is less.
+    """
+    prompt = await tokenize_chat_body(engine, body)
+    scoring = Scoring((body.top_logprobs or 0) if body.logprobs else None)
+    asked = body.asked_max_tokens
+    if cuts_max_tokens and asked is not None:
+        asked = min(asked, max(engine.manifest.limits.max_seq_len - len(prompt), 1))
+    return _plan(engine, body, [prompt], asked, id_, scoring, param="messages")
+
+
+async def tokenize_chat_body(engine: ServedEngine, body: ChatBody) -> TokenIds:
+    """The prompt of a chat.
+
+    Raises UnsupportedParameter for tools that the model cannot call, and InvalidValue when it has
+    no chat template or that refuses the messages.
+    """
     if body.offers_tools and engine.tool_format is None:
         raise UnsupportedParameter(
             "This model's chat template shows no way of calling tools that is known here",
             param="tools",
         )
-    prompt = await tokenize_chat(
+    return await tokenize_chat(
         engine,
         body.messages,
         add_special_tokens=body.add_special_tokens,
@@ -93,8 +115,6 @@ async def prepare_chat(engine: ServedEngine, body: ChatBody, id_: str) -> Plan:
         continues_final_message=body.continue_final_message,
         arguments=body.template_arguments,
     )
-    scoring = Scoring((body.top_logprobs or 0) if body.logprobs else None)
-    return _plan(engine, body, [prompt], body.asked_max_tokens, id_, scoring, param="messages")
 
 
 async def tokenize_prompts(
@@ -129,7 +149,10 @@ async def tokenize_chat(
         return tuple(engine.tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
     num_chars = sum(message.num_chars for message in messages)
-    return tokenize() if num_chars <= INLINE_CHARS else await asyncio.to_thread(tokenize)
+    is_short = (
+        num_chars <= INLINE_CHARS and not LONG_ARGUMENTS & template_options["arguments"].keys()
+    )
+    return tokenize() if is_short else await asyncio.to_thread(tokenize)
 
 
 def _plan(
@@ -155,7 +178,8 @@ def _plan(
     check_token_ids(engine, body.stop_token_ids, "stop_token_ids")
     check_token_ids(engine, tuple(body.logit_bias), "logit_bias")
     seed = random.getrandbits(63) if body.seed is None else body.seed
-    grammar = find_grammar(engine, body)
+    # A chat, which alone may think, has one prompt.
+    grammar = find_grammar(engine, body, prompts[0])
     shown = _shown_tokens(engine, body, grammar)
     stop = StopMatcher(body.stop, is_shown=body.include_stop_str_in_output)
     choices: list[Choice] = []
@@ -168,6 +192,7 @@ def _plan(
                 request_id=f"{id_}-{index}",
                 prompt_token_ids=prompt,
                 sampling=_sampling(body, limit, _wrap_int64(seed + i), scoring, grammar),
+                adapter=engine.adapter,
             )
             # A completion goes on from its prompt, a chat answer is a text of its own.
             continues = prompt if _goes_on(body) else ()
@@ -179,7 +204,7 @@ def _plan(
                 is_stop_shown=body.include_stop_str_in_output,
             )
             choices.append(Choice(index, request, output, echo))
-    return Plan(tuple(choices), prompt_tokens)
+    return Plan(tuple(choices), prompt_tokens, body.priority)
 
 
 def _shown_tokens(
@@ -219,15 +244,18 @@ def _fit_max_tokens(engine: ServedEngine, prompt_len: int, asked: int | None, pa
     max_prompt_len = min(limits.max_input_len, limits.max_seq_len - 1)
     if prompt_len > max_prompt_len:
         raise ContextLengthExceeded(
-            f"The prompt has {prompt_len:,} tokens; this engine accepts at most {max_prompt_len:,}",
+            # Client libraries tell this error from others by "prompt is too long" in its message.
+            f"The prompt is too long: it has {prompt_len:,} tokens, and this engine accepts at "
+            f"most {max_prompt_len:,}",
             param=param,
         )
     if asked is None:
         return min(DEFAULT_MAX_TOKENS, room)
     if asked > room:
         raise ContextLengthExceeded(
-            f"The prompt has {prompt_len:,} tokens and max_tokens is {asked:,}; this engine's "
-            f"context is {limits.max_seq_len:,} tokens, so max_tokens may be at most {room:,}",
+            # OpenAI's words, by which client libraries know it.
+            f"This model's maximum context length is {limits.max_seq_len:,} tokens; the prompt has "
+            f"{prompt_len:,} and max_tokens is {asked:,}, which may be at most {room:,}",
             param=param,
         )
     return asked

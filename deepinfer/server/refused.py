@@ -9,6 +9,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+STANDING = "x-standing"
+"""In a schema of a field: what comes of it, if it is not simply honoured."""
+
+# Fields that are honoured in another form than they are sent in.
+TRANSLATED = frozenset(
+    {
+        "chat_template_kwargs",
+        "guided_choice",
+        "guided_grammar",
+        "guided_json",
+        "guided_regex",
+        "max_completion_tokens",
+        "messages",
+        "reasoning_effort",
+        "response_format",
+        "structured_outputs",
+        "tools",
+    }
+)
+
 Neutral = Mapping[str, tuple[Any, ...]]
 """By name, the values besides null that ask for nothing."""
 
@@ -20,8 +40,7 @@ GENERATION: Neutral = {
     "ebnf": (),
     "json_schema": (),
     "length_penalty": (1, 1.0),
-    "lora_request": (),
-    "priority": (0,),
+    "lora_request": (),  # an adapter is chosen by its name as `model`
     "prompt_logprobs": (),
     "regex": (),
     "spaces_between_special_tokens": (True,),
@@ -57,11 +76,67 @@ STREAM_OPTIONS: Neutral = {
     "include_obfuscation": (False,),
 }
 
+MESSAGES: Neutral = {
+    "container": (),
+    "context_management": ({}, {"edits": []}),
+    "inference_geo": ("global",),
+    "mcp_servers": ([],),
+    "speed": ("standard",),
+}
+
+MESSAGES_TOOL: Neutral = {
+    "allowed_callers": (["direct"],),
+    "defer_loading": (False,),
+    "input_examples": ([],),
+}
+
+# The third group is what chats call otherwise: silence would leave it undone.
+RESPONSES: Neutral = {
+    **GENERATION,
+    "access_programs": (),
+    "background": (False,),
+    "background_options": ({},),
+    "context_management": ([],),
+    "conversation": (),
+    "image": ({},),
+    "max_tool_calls": (),
+    "moderation": (),
+    "prompt": (),
+    "prompt_cache_options": ({},),
+    "prompt_cache_retention": ("in_memory",),
+    "truncation": ("disabled",),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "max_completion_tokens": (),
+    "max_tokens": (),
+    "messages": (),
+    "n": (1,),
+    "reasoning_effort": (),
+    "response_format": (),
+}
+
+RESPONSE_TEXT: Neutral = {
+    "verbosity": ("medium",),
+}
+
+RESPONSE_REASONING: Neutral = {
+    "context": ("auto",),
+    "generate_summary": ("auto",),
+    "mode": ("standard",),
+    "summary": ("auto",),
+}
+
+RESPONSE_TOOL: Neutral = {
+    "allowed_callers": (["direct"],),
+    "async": (False,),
+    "defer_loading": (False,),
+}
+
 TOKENIZE: Neutral = {
     "chat_template": (),
     "mm_processor_kwargs": ({},),
     "return_token_strs": (False,),
-    "tools": ([],),
 }
 
 # Fields that say something about the request and nothing about the answer.
@@ -72,6 +147,19 @@ WITHOUT_EFFECT = {
     "service_tier": "Accepted; there is one tier",
     "store": "Accepted; answers are not stored",
     "user": "Accepted; not kept",
+}
+
+
+MESSAGES_WITHOUT_EFFECT = {
+    "cache_control": "Accepted; prompts share their cache without it",
+    "diagnostics": "Accepted; there are none",
+    "metadata": "Accepted; not kept",
+    "service_tier": "Accepted; there is one tier",
+}
+
+
+RESPONSES_WITHOUT_EFFECT = {
+    "service_tier": "Accepted; there is one tier",
 }
 
 
@@ -91,6 +179,10 @@ def _asks_for_nothing(value: object, neutral: tuple[Any, ...]) -> bool:
 def describe(neutral: Neutral) -> dict[str, Any]:
     """The refused fields as JSON Schema properties: each takes its neutral values only."""
     return {
-        name: {"enum": [None, *values], "description": "Not supported beyond these values"}
+        name: {
+            "enum": [None, *values],
+            "description": "Not supported beyond these values",
+            STANDING: "refused",
+        }
         for name, values in neutral.items()
     }

@@ -7,7 +7,8 @@ into answers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from functools import cache
+from typing import Any, ClassVar, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -36,12 +37,29 @@ def missing(at: str) -> PydanticCustomError:
     return PydanticCustomError("missing", "Field required", {"at": at})
 
 
+Rule = Mapping[str, Any]
+"""What JSON Schema has to say about several fields of an object together."""
+
+
+def needs(field: str, *, idle: tuple[Any, ...] = (None,), **others: Any) -> Rule:
+    """`field` may have a value beside the idle ones only where `others` have theirs."""
+    together = {name: {"const": value} for name, value in others.items()}
+    return {
+        "anyOf": [
+            {"properties": {field: {"enum": list(idle)}}},
+            {"required": list(others), "properties": together},
+        ]
+    }
+
+
 class Schema(BaseModel):
     """Unknown fields are kept aside, so that they can be named in a log, and change nothing."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False)
     refused: ClassVar[refused_fields.Neutral] = {}
     without_effect: ClassVar[Mapping[str, str]] = {}
+    # Of the checks between fields those that JSON Schema can say; the validators enforce them.
+    rules: ClassVar[tuple[Rule, ...]] = ()
 
     @property
     def unknown_fields(self) -> set[str]:
@@ -55,6 +73,12 @@ class Schema(BaseModel):
         if value is not None or field.is_required():
             return value
         return field.get_default(call_default_factory=True, validated_data={})
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_whole_numbers(cls, value: object, info: ValidationInfo) -> object:
+        """`16.0` is an integer in JSON Schema, whatever the writer of the JSON had in mind."""
+        return _as_whole(value) if info.field_name in _whole_number_fields(cls) else value
 
     @model_validator(mode="after")
     def _refuse_unsupported(self) -> Self:
@@ -73,12 +97,40 @@ class Schema(BaseModel):
             name: field if name in required else _or_null(field)
             for name, field in schema["properties"].items()
         }
+        for name in properties.keys() & refused_fields.TRANSLATED:
+            properties[name] = {**properties[name], refused_fields.STANDING: "translated"}
         schema["properties"] = {
             **properties,
-            **{name: {"description": text} for name, text in cls.without_effect.items()},
+            **{
+                name: {"description": text, refused_fields.STANDING: "no effect"}
+                for name, text in cls.without_effect.items()
+            },
             **refused_fields.describe(cls.refused),
         }
+        if cls.rules:
+            schema["allOf"] = [dict(rule) for rule in cls.rules]
         return schema
+
+
+@cache
+def _whole_number_fields(schema: type[Schema]) -> frozenset[str]:
+    fields = ((name, _leaves(field.annotation)) for name, field in schema.model_fields.items())
+    return frozenset(name for name, leaves in fields if int in leaves and float not in leaves)
+
+
+def _leaves(annotation: Any) -> set[Any]:
+    """The types that a type is made of: str and int for `list[str | int]`."""
+    parts = get_args(annotation)
+    return set().union(*map(_leaves, parts)) if parts else {annotation}
+
+
+def _as_whole(value: object) -> object:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    # Looked at by type first: an array of millions of token ids is not to be copied for nothing.
+    if isinstance(value, list) and not {float, list}.isdisjoint(map(type, value)):
+        return [_as_whole(item) for item in value]
+    return value
 
 
 def _or_null(field: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ answers' side in `answers.py`; fields that are known from other servers and refu
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     FailFast,
@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from deepinfer.server import refused as refused_fields
-from deepinfer.server.schema_base import Schema, invalid, unsupported
+from deepinfer.server.schema_base import Rule, Schema, invalid, needs, unsupported
 from deepinfer.server.structured import StructuredFields
 from deepinfer.validation import MAX_SHOWN_CHARS
 
@@ -40,12 +40,16 @@ MAX_TOKEN_ID_DIGITS = 10
 MAX_MESSAGES = 10_000
 MAX_TOOLS = 128  # as in the OpenAI API
 MAX_SEQUENCES = 1_024  # prompts times choices
+MAX_PRIORITY = 1_000
 MAX_REPETITION_PENALTY = 10.0
 INT32_MAX = 2**31 - 1
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 DEFAULT_MAX_TOKENS = 512  # where the context has no room for as many, it is what fits
 
+# Whether the model has a token of that id, only an engine knows.
+TOKEN_ID_SCHEMA: dict[str, Any] = {"type": "integer", "minimum": 0}
+DescribedTokenId = Annotated[int, WithJsonSchema(TOKEN_ID_SCHEMA)]
 TokenIds = tuple[int, ...]
 Prompt = str | TokenIds
 
@@ -123,7 +127,7 @@ class StreamOptions(Schema):
         default=False, description="End the stream with a chunk that holds the usage"
     )
     continuous_usage_stats: bool = Field(
-        default=False, description="Say the usage so far in every chunk; needs include_usage"
+        default=False, description="Say the usage so far in every chunk; with `include_usage`"
     )
 
 
@@ -131,15 +135,19 @@ class GenerationBody(StructuredFields, Schema):
     """The fields that completions and chat completions share."""
 
     without_effect = refused_fields.WITHOUT_EFFECT
+    rules: ClassVar[tuple[Rule, ...]] = (needs("stream_options", stream=True),)
 
     model: str | None = Field(
-        default=None, description="Model id or engine name; the served engine when left out"
+        default=None,
+        description="Model id, engine name or one of the served names; the first one when left "
+        "out. Another name is a 404",
     )
     max_tokens: int | None = Field(
         default=None,
         ge=1,
         le=INT32_MAX,
-        description=f"Most tokens to generate. {DEFAULT_MAX_TOKENS} when left out, or what fits",
+        description="Most tokens to generate. The default is cut to what the context has room "
+        "for; a number of yours that does not fit is a 400",
         json_schema_extra={"default": DEFAULT_MAX_TOKENS},
     )
     temperature: float = Field(
@@ -149,7 +157,7 @@ class GenerationBody(StructuredFields, Schema):
         default=0.95, ge=0, le=1, description="Share of probability that is sampled from"
     )
     top_k: int = Field(
-        default=-1, ge=-1, le=INT32_MAX, description="Tokens sampled from; -1 or 0: all"
+        default=-1, ge=-1, le=INT32_MAX, description="Tokens sampled from; -1 and 0 are off"
     )
     min_p: float = Field(
         default=0.0, ge=0, le=1, description="Least probability, relative to the likeliest token's"
@@ -164,7 +172,7 @@ class GenerationBody(StructuredFields, Schema):
         default=1.0,
         gt=0,
         le=MAX_REPETITION_PENALTY,
-        description="Factor against tokens of the prompt and the answer; 1 is none",
+        description="Factor against tokens of the prompt and the answer; 1 is off",
     )
     seed: int | None = Field(
         default=None,
@@ -175,14 +183,15 @@ class GenerationBody(StructuredFields, Schema):
     stop: StopStrings = Field(
         default=(), description="Strings that end the answer; they are not part of it"
     )
-    stop_token_ids: Annotated[list[int], FailFast()] = Field(
+    stop_token_ids: Annotated[list[DescribedTokenId], FailFast()] = Field(
         default_factory=list,
         max_length=MAX_STOP_TOKEN_IDS,
         description="Token ids that end the answer; their text is not part of it",
     )
     logit_bias: LogitBias = Field(
         default_factory=dict,
-        description="Added to the logits of tokens, by token id; refused by engines for the CPU",
+        description=f"Numbers from -{MAX_LOGIT_BIAS} to {MAX_LOGIT_BIAS} by token id, which are "
+        "added to the logits; refused with `unsupported_parameter` by engines for the CPU",
     )
     include_stop_str_in_output: bool = Field(
         default=False, description="Show the stop string or stop token that ended the answer"
@@ -197,9 +206,17 @@ class GenerationBody(StructuredFields, Schema):
         default=0, ge=0, le=INT32_MAX, description="Tokens before the model may end the answer"
     )
     ignore_eos: bool = Field(default=False, description="Go on when the model ends the answer")
-    n: int = Field(default=1, ge=1, le=MAX_CHOICES, description="Answers to generate")
+    priority: int = Field(
+        default=0,
+        ge=-MAX_PRIORITY,
+        le=MAX_PRIORITY,
+        description="Turn among the waiting requests of one key; a lower number comes first",
+    )
+    n: int = Field(default=1, ge=1, le=MAX_CHOICES, description="Choices for each prompt")
     stream: bool = Field(default=False, description="Send the answer as server-sent events")
-    stream_options: StreamOptions | None = Field(default=None, description="Needs stream: true")
+    stream_options: StreamOptions | None = Field(
+        default=None, description="Only with `stream: true`"
+    )
 
     @property
     def includes_usage(self) -> bool:
@@ -259,7 +276,7 @@ def _check_token_ids(token_ids: object, at: str) -> TokenIds:
 _TOKEN_IDS_SCHEMA: dict[str, Any] = {
     "type": "array",
     "minItems": 1,
-    "items": {"type": "integer", "minimum": 0},
+    "items": TOKEN_ID_SCHEMA,
 }
 Prompts = Annotated[
     tuple[Prompt, ...],

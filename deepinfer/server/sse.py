@@ -6,7 +6,7 @@ event costs one join. The templates are held to the models of `answers.py` by th
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 import msgspec
@@ -34,8 +34,12 @@ _LINE_BREAKS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
 
 def encode_text(text: str) -> bytes:
     """A JSON string that no client breaks into lines."""
-    encoded = msgspec.json.encode(text)
-    if text.isascii():
+    return escape_line_breaks(msgspec.json.encode(text))
+
+
+def escape_line_breaks(encoded: bytes) -> bytes:
+    """The same JSON without the characters at which a careless client ends a line."""
+    if encoded.isascii():
         return encoded
     return encoded.decode().translate(_LINE_BREAKS).encode()
 
@@ -47,10 +51,7 @@ def error_event(error: RequestError) -> bytes:
 
 def _encode(value: object) -> bytes:
     """JSON that no client breaks into lines."""
-    encoded = msgspec.json.encode(value)
-    if encoded.isascii():
-        return encoded
-    return encoded.decode().translate(_LINE_BREAKS).encode()
+    return escape_line_breaks(msgspec.json.encode(value))
 
 
 def _encode_usage(usage: Usage) -> bytes:
@@ -182,13 +183,19 @@ class EventStream(Response):
     answered with a status of its own.
     """
 
-    def __init__(self, first: bytes, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(
+        self,
+        first: bytes,
+        events: AsyncGenerator[bytes, None],
+        render_error: Callable[[RequestError], bytes] = error_event,
+    ) -> None:
         self.status_code = 200
         self.media_type = "text/event-stream"
         self.background = None
         self.init_headers(HEADERS)
         self._first = first
         self._events = events
+        self._render_error = render_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._events):
@@ -201,7 +208,7 @@ class EventStream(Response):
             except Exception as error:
                 failure = as_request_error(error)
                 record_of(scope).error_code = failure.code
-                await send(_body(error_event(failure)))
+                await send(_body(self._render_error(failure)))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -209,6 +216,12 @@ def _body(event: bytes) -> dict[str, object]:
     return {"type": "http.response.body", "body": event, "more_body": True}
 
 
-async def open_stream(events: AsyncGenerator[bytes, None]) -> EventStream:
-    """Wait for the first event and answer with the stream. Raises what happens before it."""
-    return EventStream(await anext(events), events)
+async def open_stream(
+    events: AsyncGenerator[bytes, None],
+    render_error: Callable[[RequestError], bytes] = error_event,
+) -> EventStream:
+    """Wait for the first event and answer with the stream. Raises what happens before it.
+
+    `render_error` makes the last event of a stream that fails after it.
+    """
+    return EventStream(await anext(events), events, render_error)

@@ -1,7 +1,7 @@
 """What a request asks an answer's text to be, read into a grammar: OpenAI's field and vLLM's.
 
-Every form comes to one `Grammar`, under bounds of size; JSON schemas are converted here, so that
-what cannot be honoured is refused before an engine sees it. Whether a grammar compiles, and how
+Every form comes to one `Grammar`, under bounds of size, and is written as EBNF here, so that what
+cannot be honoured is refused before an engine sees it. Whether a grammar compiles, and how
 long that takes, only the library behind the engine can tell.
 """
 
@@ -16,8 +16,11 @@ from pydantic_core import PydanticCustomError
 
 from deepinfer.generation import Grammar
 from deepinfer.text import ebnf
+from deepinfer.text.ebnf_grammar import make_ebnf_grammar
+from deepinfer.text.grammar_tree import GrammarRefused
 from deepinfer.text.json_grammar import make_grammar
 from deepinfer.text.json_schema import SchemaRefused
+from deepinfer.text.regex_grammar import make_regex_grammar
 
 MAX_SCHEMA_CHARS = 65_536
 MAX_REGEX_CHARS = 4_096
@@ -76,11 +79,19 @@ def parse_json_schema(schema: object, param: str, at: str = "") -> Grammar:
 
 
 def parse_regex(value: object, param: str, at: str = "") -> Grammar:
-    return Grammar("regex", _check_size(value, MAX_REGEX_CHARS, at), param=param)
+    text = _check_size(value, MAX_REGEX_CHARS, at)
+    try:
+        return Grammar("regex", text, ebnf=make_regex_grammar(text), param=param)
+    except GrammarRefused as refusal:
+        raise _invalid(refusal.rule, at) from None
 
 
 def parse_ebnf(value: object, param: str, at: str = "") -> Grammar:
-    return Grammar("ebnf", _check_size(value, MAX_GRAMMAR_CHARS, at), param=param)
+    text = _check_size(value, MAX_GRAMMAR_CHARS, at)
+    try:
+        return Grammar("ebnf", text, ebnf=make_ebnf_grammar(text), param=param)
+    except GrammarRefused as refusal:
+        raise _invalid(refusal.rule, at) from None
 
 
 def parse_choice(value: object, param: str, at: str = "") -> Grammar:
@@ -147,37 +158,61 @@ def _parse_structured_outputs(value: object) -> Grammar | None:
 
 _TEXT = {"type": "string", "minLength": 1}
 _SCHEMA: dict[str, Any] = {
-    "anyOf": [{"type": "object"}, {**_TEXT, "maxLength": MAX_SCHEMA_CHARS}],
+    "anyOf": [
+        {"type": "object"},
+        {
+            **_TEXT,
+            "maxLength": MAX_SCHEMA_CHARS,
+            "contentMediaType": "application/json",
+            "contentSchema": {"type": "object"},
+        },
+    ],
 }
 _REGEX = {**_TEXT, "maxLength": MAX_REGEX_CHARS}
 _CHOICE = {"type": "array", "minItems": 1, "maxItems": MAX_GUIDED_CHOICES, "items": _TEXT}
 _EBNF = {**_TEXT, "maxLength": MAX_GRAMMAR_CHARS}
+_FLAG = {"anyOf": [{"type": "boolean"}, {"type": "null"}]}
 _RESPONSE_FORMAT: dict[str, Any] = {
-    "type": "object",
-    "required": ["type"],
-    "properties": {
-        "type": {"enum": ["text", "json_object", "json_schema"]},
-        "json_schema": {
+    "anyOf": [
+        {
             "type": "object",
-            "required": ["schema"],
+            "required": ["type"],
+            "properties": {"type": {"enum": ["text", "json_object"]}},
+        },
+        {
+            "type": "object",
+            "required": ["type", "json_schema"],
             "properties": {
-                "name": {"type": "string"},
-                "description": {"type": "string"},
-                "schema": {"type": "object"},
-                "strict": {"anyOf": [{"type": "boolean"}, {"type": "null"}]},
+                "type": {"const": "json_schema"},
+                "json_schema": {
+                    "type": "object",
+                    "required": ["schema"],
+                    "properties": {
+                        "name": {"description": "Has no effect"},
+                        "description": {"description": "Has no effect"},
+                        "schema": _SCHEMA,
+                        "strict": {**_FLAG, "description": "Schemas are always kept to"},
+                    },
+                },
             },
         },
-    },
+    ]
 }
 _STRUCTURED_OUTPUTS: dict[str, Any] = {
     "type": "object",
-    "maxProperties": 1,
+    "description": "At most one of `json`, `json_object`, `regex`, `choice` and `grammar`",
     "properties": {
-        "json": _SCHEMA,
-        "json_object": {"type": "boolean"},
-        "regex": _REGEX,
-        "choice": _CHOICE,
-        "grammar": _EBNF,
+        **{
+            name: {"anyOf": [schema, {"type": "null"}]}
+            for name, schema in (
+                ("json", _SCHEMA),
+                ("regex", _REGEX),
+                ("choice", _CHOICE),
+                ("grammar", _EBNF),
+            )
+        },
+        "json_object": _FLAG,
+        **{name: {"enum": list(values)} for name, values in NEUTRAL_OPTIONS.items()},
     },
 }
 
@@ -213,13 +248,20 @@ class StructuredFields(BaseModel):
     """The fields of a request that say what its answers' text must be; at most one is given."""
 
     response_format: ResponseFormat = Field(
-        default=None, description="Text, any JSON object, or JSON that fits a schema"
+        default=None,
+        description='`{"type": "text"}`, `{"type": "json_object"}` or `{"type": "json_schema", '
+        '"json_schema": {"name", "schema", "strict"}}`',
     )
     structured_outputs: StructuredOutputs = Field(
-        default=None, description="vLLM's form: one of json, json_object, regex, choice, grammar"
+        default=None,
+        description="vLLM's newer form: one of `json`, `json_object`, `regex`, `choice`, `grammar`",
     )
-    guided_json: GuidedJson = Field(default=None, description="JSON that fits this schema")
-    guided_regex: GuidedRegex = Field(default=None, description="Text that this expression matches")
+    guided_json: GuidedJson = Field(
+        default=None, description="JSON that fits this schema, which may be its text; as in vLLM"
+    )
+    guided_regex: GuidedRegex = Field(
+        default=None, description="Text that the whole expression matches"
+    )
     guided_choice: GuidedChoice = Field(default=None, description="One of these texts")
     guided_grammar: GuidedGrammar = Field(
         default=None, description="Text of this grammar in EBNF, whose first rule is `root`"

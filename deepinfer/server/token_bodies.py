@@ -7,9 +7,10 @@ from typing import Annotated, Any, Self
 from pydantic import FailFast, Field, model_validator
 
 from deepinfer.server import refused as refused_fields
-from deepinfer.server.messages import ChatMessage
+from deepinfer.server.chat_body import ChatBody
+from deepinfer.server.messages import ChatMessage, Tool
 from deepinfer.server.schema_base import Schema, invalid, missing
-from deepinfer.server.schemas import MAX_MESSAGES
+from deepinfer.server.schemas import MAX_MESSAGES, MAX_TOOLS, DescribedTokenId
 
 
 class ModelBody(Schema):
@@ -24,12 +25,38 @@ class TokenizeBody(ModelBody):
     """The body of POST /tokenize: a text, or a conversation that a chat template makes one of."""
 
     refused = refused_fields.TOKENIZE
+    rules = (
+        {
+            "anyOf": [
+                {
+                    "required": ["prompt"],
+                    "properties": {
+                        "prompt": {"type": "string"},
+                        "messages": {"enum": [None, []]},
+                        "tools": {"enum": [None, []]},
+                    },
+                },
+                {
+                    "required": ["messages"],
+                    "properties": {
+                        "prompt": {"const": None},
+                        "messages": {"type": "array", "minItems": 1},
+                    },
+                },
+            ]
+        },
+    )
 
     prompt: str | None = Field(default=None, description="Text; this or `messages`")
     messages: Annotated[list[ChatMessage], FailFast()] = Field(
         default_factory=list,
         max_length=MAX_MESSAGES,
         description="Conversation; this or `prompt`",
+    )
+    tools: list[Tool] = Field(
+        default_factory=list,
+        max_length=MAX_TOOLS,
+        description="Functions that the chat template shows with messages",
     )
     add_special_tokens: bool | None = Field(
         default=None,
@@ -55,10 +82,24 @@ class TokenizeBody(ModelBody):
             raise missing("prompt")
         if self.prompt is not None and self.messages:
             raise invalid("may not be given together with `prompt`", "messages")
+        if self.prompt is not None and self.tools:
+            raise invalid("may not be given together with `prompt`", "tools")
         return self
+
+    @property
+    def chat(self) -> ChatBody:
+        """The chat whose prompt is asked for."""
+        return ChatBody.model_construct(
+            messages=self.messages,
+            tools=self.tools,
+            add_special_tokens=bool(self.add_special_tokens),
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=self.continue_final_message,
+            chat_template_kwargs=self.chat_template_kwargs,
+        )
 
 
 class DetokenizeBody(ModelBody):
     """The body of POST /detokenize."""
 
-    tokens: Annotated[list[int], FailFast()] = Field(description="Token ids")
+    tokens: Annotated[list[DescribedTokenId], FailFast()] = Field(description="Token ids")

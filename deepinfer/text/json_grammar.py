@@ -16,7 +16,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from deepinfer.text import ebnf
+from deepinfer.text import ebnf, string_formats
+from deepinfer.text.grammar_tree import GrammarWriter, Node
 from deepinfer.text.json_schema import (
     KEYWORDS_OF_TYPE,
     Schema,
@@ -57,6 +58,11 @@ def make_rules(schema: object, prefix: str = "") -> tuple[str, list[str]]:
     They use JSON_RULES, which are not among them. Raises SchemaRefused.
     """
     return _Converter(schema, prefix).convert()
+
+
+def merge(schema: Schema) -> Schema:
+    """What a schema says with all that its $ref and allOf lead to. Raises SchemaRefused."""
+    return _Converter(schema, prefix="")._merge(schema, "")
 
 
 class _Converter:
@@ -208,7 +214,8 @@ class _Converter:
     # One type
 
     def _typed(self, kind: str, schema: Schema, at: str, depth: int) -> str:
-        if kind not in self._writers or not KEYWORDS_OF_TYPE[kind] & schema.keys():
+        has_format = kind == "string" and str(schema.get("format")) in string_formats.PATTERNS
+        if kind not in self._writers or not (KEYWORDS_OF_TYPE[kind] & schema.keys() or has_format):
             return kind
         return self._writers[kind](schema, at, depth)
 
@@ -285,14 +292,24 @@ class _Converter:
             whole = f"{comma}{prefix[index]} {tail}"
             if index >= least:
                 whole = f"{whole} | {EMPTY}"
-            tail = self._define(f"i{len(self._rules)}", whole)
+            tail = self._define(f"{self._prefix}i{len(self._rules)}", whole)
         return tail
 
     def _string(self, schema: Schema, at: str, depth: int) -> str:
         least, most = count(schema, "minLength", at) or 0, count(schema, "maxLength", at)
         if most is not None and most < least:
             raise SchemaRefused("must not be below minLength", f"{at}.maxLength")
-        return f'"\\"" {ebnf.repeat("char", least, most)} "\\""'
+        node = string_formats.read_form(schema, least, most, at)
+        body = "" if node is None else self._write(node)
+        return f'"\\"" {body or ebnf.repeat("char", least, most)} "\\""'
+
+    def _write(self, node: Node) -> str:
+        """As a rule of its own, with those that it needs."""
+        name = f"{self._prefix}p{len(self._rules)}"
+        writer = GrammarWriter(f"{name}x", in_json=True)
+        self._define(name, writer.write(node))
+        self._rules += writer.rules
+        return name
 
     def _integer(self, schema: Schema, at: str, depth: int) -> str:
         lowest, highest = bounds(schema, at)

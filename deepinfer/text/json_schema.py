@@ -24,7 +24,7 @@ _NUMERIC = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
 KEYWORDS_OF_TYPE: dict[str, set[str]] = {
     "object": {"properties", "required", "additionalProperties", "minProperties", "maxProperties"},
     "array": {"items", "prefixItems", "minItems", "maxItems"},
-    "string": {"minLength", "maxLength"},
+    "string": {"minLength", "maxLength", "pattern"},
     "number": _NUMERIC,
     "integer": _NUMERIC,
     "boolean": set(),
@@ -44,7 +44,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "if": (),
     "multipleOf": (),
     "not": (),
-    "pattern": (),
     "patternProperties": ({},),
     "propertyNames": ({},),
     "then": (),

@@ -6,6 +6,8 @@ knows nothing of HTTP, and does not cancel: it says when there is nothing more t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from deepinfer.generation import FinishReason, TokenChunk, TokenId
 from deepinfer.text.detokenizer import IncrementalDetokenizer
 from deepinfer.text.scores import PlacedToken, ScoreKeeper
@@ -18,7 +20,7 @@ class OutputText:
     `finish_reason` is None until the choice is over. It is STOP when a stop string is complete,
     though the engine still generates: the caller then closes the engine's stream, which cancels
     it. `completion_tokens` counts what the answer cost: every token up to the one that completed
-    a stop string, an EOS or stop token included.
+    a stop string or what `watch` looks for, an EOS or stop token included.
     """
 
     def __init__(
@@ -37,6 +39,16 @@ class OutputText:
         self._is_stop_shown = is_stop_shown
         self._num_decoded = 0  # characters, those included that a stop string may still take back
         self._num_shown = 0
+        self._ends_answer: Callable[[str], bool] | None = None
+
+    def watch(self, ends_answer: Callable[[str], bool]) -> None:
+        """Have each piece of text looked at in turn; one for which it is true is the last."""
+        self._ends_answer = ends_answer
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the choice."""
+        return self._stop.matched
 
     def push(self, chunk: TokenChunk) -> str:
         """The text that `chunk` adds; after the finish, nothing."""
@@ -70,7 +82,12 @@ class OutputText:
         safe = self._stop.push(text)
         if self._stop.matched is not None:
             self.finish_reason = FinishReason.STOP
-        return safe
+        return self._show(safe)
+
+    def _show(self, text: str) -> str:
+        if text and self._ends_answer is not None and self._ends_answer(text):
+            self.finish_reason = FinishReason.STOP
+        return text
 
     def _finish(self, chunk: TokenChunk, reason: FinishReason) -> str:
         hidden = chunk.token_ids[len(self._shown(chunk)) :]
@@ -78,7 +95,7 @@ class OutputText:
         if self._scores is not None and len(chunk.log_probs) == len(chunk.token_ids):
             for token_id in hidden:  # one at most; a library may keep its score to itself
                 self._scores.add(token_id, chunk.log_probs[-1], self._num_decoded)
-        text = self._pass_on(self._detokenizer.finish()) + self._stop.finish()
+        text = self._pass_on(self._detokenizer.finish()) + self._show(self._stop.finish())
         self.finish_reason = self.finish_reason or reason
         return text
 

@@ -8,8 +8,8 @@ The parsers read text, so their markers (`ToolFormat.markers`) have to be in it.
 tokens, which a detokeniser leaves out: `<|python_tag|>` in Llama 3.1 and later, `[TOOL_CALLS]`,
 `[ARGS]` and `[CALL_ID]` in Mistral's tokenizers. Whoever feeds a parser takes the ids of those
 markers out of the hidden ones, for requests with tools only. `<tool_call>` is an added token that
-is not special in Qwen2.5 and Qwen3, and is spelled in ordinary tokens elsewhere; where a tokenizer
-does mark it special, the same holds for it.
+is not special in Qwen2.5 and Qwen3, nor are the tags of GLM, and is spelled in ordinary tokens
+elsewhere; where a tokenizer does mark it special, the same holds for it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ class CallStarted:
 
 @dataclass(frozen=True)
 class ArgumentsDelta:
-    """More of a call's arguments; the parts joined are the JSON text as the model wrote it."""
+    """More of a call's arguments; the parts joined are the JSON text as the model wrote it.
+
+    Where a format has tags for them, they are the JSON of what it wrote, typed by the schema.
+    """
 
     index: int
     json_text: str
@@ -86,6 +89,8 @@ class ToolFormat(StrEnum):
     LLAMA3 = "llama3"
     MISTRAL = "mistral"
     MISTRAL_ARGS = "mistral-args"  # the newer `[TOOL_CALLS]name[ARGS]{...}`; one parser reads both
+    QWEN_CODER = "qwen3-coder"
+    GLM = "glm-4.5"
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -98,4 +103,13 @@ _MARKERS = {
     ToolFormat.LLAMA3: ("<|python_tag|>",),
     ToolFormat.MISTRAL: ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"),
     ToolFormat.MISTRAL_ARGS: ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"),
+    ToolFormat.QWEN_CODER: ("<tool_call>", "</tool_call>"),
+    ToolFormat.GLM: (
+        "<tool_call>",
+        "</tool_call>",
+        "<arg_key>",
+        "</arg_key>",
+        "<arg_value>",
+        "</arg_value>",
+    ),
 }

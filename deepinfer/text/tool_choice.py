@@ -6,14 +6,18 @@ in it are the evidence. A user may name the format instead.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from deepinfer.errors import ConfigError
+from deepinfer.text.parameter_types import ParameterTypes
 from deepinfer.text.tool_calls import ToolCallParser, ToolFormat
+from deepinfer.text.tool_formats.glm import GlmParser
 from deepinfer.text.tool_formats.hermes import HermesParser
 from deepinfer.text.tool_formats.llama3 import Llama3Parser
 from deepinfer.text.tool_formats.mistral import MistralParser
+from deepinfer.text.tool_formats.qwen_coder import QwenCoderParser
+from deepinfer.text.tool_schema import Tool
 
 NO_FORMAT = "none"
 
@@ -56,6 +60,16 @@ EVIDENCE = (
         foreign=("<function=", "<arg_key>"),
     ),
     Evidence(
+        ToolFormat.QWEN_CODER,
+        "calls are shown as `<function=name>` in `<tool_call>`",
+        shown=("<tool_call>", "<function=", "<parameter="),
+    ),
+    Evidence(
+        ToolFormat.GLM,
+        "calls are shown as pairs of `<arg_key>` and `<arg_value>` in `<tool_call>`",
+        shown=("<tool_call>", "<arg_key>"),
+    ),
+    Evidence(
         ToolFormat.LLAMA3,
         'calls are shown as bare JSON with "parameters", and the token for calls is Llama\'s',
         shown=('"parameters"', "<|start_header_id|>"),
@@ -86,8 +100,12 @@ def find_tool_format(
     return None if evidence is None else evidence.format
 
 
-def open_parser(tool_format: ToolFormat) -> ToolCallParser:
-    """A parser for one answer."""
+def open_parser(tool_format: ToolFormat, tools: Sequence[Tool] = ()) -> ToolCallParser:
+    """A parser for one answer. By `tools` it knows the types of what is written without any."""
+    if tool_format is ToolFormat.QWEN_CODER:
+        return QwenCoderParser(ParameterTypes(tools))
+    if tool_format is ToolFormat.GLM:
+        return GlmParser(ParameterTypes(tools))
     if tool_format is ToolFormat.HERMES:
         return HermesParser()
     if tool_format is ToolFormat.LLAMA3:

@@ -22,7 +22,7 @@ NO_PARAMETERS: Schema = {"type": "object", "properties": {}, "additionalProperti
 _SCHEMA_MAPS = frozenset(
     {"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"}
 )
-_DATA = frozenset({"const", "enum", "default", "examples"})
+DATA = frozenset({"const", "enum", "default", "examples"})
 
 
 @dataclass(frozen=True)
@@ -53,20 +53,18 @@ class CallGrammar:
     separator: str | None = None
 
 
-def tool_call_schema(
-    tools: Sequence[Tool],
-    tool_format: ToolFormat,
-    name: str | None = None,
-    *,
-    parallel: bool = True,
-) -> CallGrammar:
-    """The grammar of one call or more, to any of `tools` or to the one called `name`.
-
-    Raises InvalidValue when there is no such tool.
-    """
+def choose_tools(tools: Sequence[Tool], name: str | None = None) -> list[Tool]:
+    """All of `tools`, or the one called `name`. Raises InvalidValue when there is no such tool."""
     chosen = [tool for tool in tools if name in (None, tool.name)]
     if not chosen:
         raise InvalidValue(_no_tool(tools, name), param="tool_choice")
+    return chosen
+
+
+def tool_call_schema(
+    chosen: Sequence[Tool], tool_format: ToolFormat, *, parallel: bool = True
+) -> CallGrammar:
+    """The grammar of calls to any of `chosen`, in a format that writes them as JSON."""
     if tool_format is ToolFormat.HERMES:
         frame = CallFrame("<tool_call>\n", _call_schema(chosen, "arguments"), "\n</tool_call>")
         return CallGrammar((frame,), "\n" if parallel else None)
@@ -76,8 +74,7 @@ def tool_call_schema(
     if tool_format is ToolFormat.MISTRAL:
         return CallGrammar((CallFrame("[TOOL_CALLS]", _array_schema(chosen, parallel), ""),))
     frames = [
-        CallFrame(f"[TOOL_CALLS]{tool.name}[ARGS]", _arguments_schema(tool, "#"), "")
-        for tool in chosen
+        CallFrame(f"[TOOL_CALLS]{tool.name}[ARGS]", arguments_schema(tool), "") for tool in chosen
     ]
     return CallGrammar(tuple(frames), "" if parallel else None)
 
@@ -109,7 +106,7 @@ def _call(tool: Tool, arguments_key: str) -> Schema:
         "type": "object",
         "properties": {
             "name": {"const": tool.name},
-            arguments_key: {"$ref": f"#/$defs/{_pointer_part(tool.name)}"},
+            arguments_key: {"$ref": f"#/$defs/{pointer_part(tool.name)}"},
         },
         "required": ["name", arguments_key],
         "additionalProperties": False,
@@ -118,11 +115,11 @@ def _call(tool: Tool, arguments_key: str) -> Schema:
 
 def _definitions(tools: Sequence[Tool]) -> Schema:
     return {
-        tool.name: _arguments_schema(tool, f"#/$defs/{_pointer_part(tool.name)}") for tool in tools
+        tool.name: arguments_schema(tool, f"#/$defs/{pointer_part(tool.name)}") for tool in tools
     }
 
 
-def _arguments_schema(tool: Tool, place: str) -> Schema:
+def arguments_schema(tool: Tool, place: str = "#") -> Schema:
     """The tool's schema as it stands at `place`; arguments are an object whatever it says."""
     if not tool.parameters:
         return NO_PARAMETERS
@@ -140,7 +137,7 @@ def _move(schema: Any, place: str) -> Any:
 
 
 def _moved_value(keyword: str, value: Any, place: str) -> Any:
-    if keyword in _DATA:
+    if keyword in DATA:
         return value
     if keyword == "$ref" and isinstance(value, str) and value.startswith("#"):
         return place + value[1:]
@@ -149,6 +146,6 @@ def _moved_value(keyword: str, value: Any, place: str) -> Any:
     return _move(value, place)
 
 
-def _pointer_part(name: str) -> str:
+def pointer_part(name: str) -> str:
     """As RFC 6901 writes a name inside a reference."""
     return name.replace("~", "~0").replace("/", "~1")

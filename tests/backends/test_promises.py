@@ -23,6 +23,7 @@ from deepinfer.generation import (
 from deepinfer.manifest import EngineFolder
 from deepinfer.runtime.queue import AdmissionQueue
 from tests.building import BuildEngine
+from tests.contract.double.guided import REFUSED_MARK
 from tests.contract.installing import installed_double, make_double_root
 from tests.engines import make_simulated_engine
 
@@ -38,6 +39,7 @@ OTHER_WAY = {
     "logits_of_stop_token_are_kept": False,
     "idle_executor_writes_statistics": True,
     "unseeded_requests_repeat": False,
+    "grammar_errors_are_introduced": False,
 }
 LIBRARIES: dict[str, tuple[str, dict[str, bool]]] = {
     "openvino": ("openvino", {}),
@@ -256,6 +258,18 @@ def test_parameters_without_a_counterpart_are_refused_by_name(
         with pytest.raises(UnsupportedParameter) as caught:
             backend.check(request)
         assert caught.value.param == param
+
+
+def test_grammar_that_does_not_compile_names_its_field(
+    engine: EngineFolder, backend: Backend
+) -> None:
+    if engine.manifest.backend.name == "simulated":
+        return  # its tokens are made up, whatever the grammar
+    grammar = Grammar("ebnf", f'root ::= "a" b  {REFUSED_MARK}', param="guided_grammar")
+    (*_, last) = run(backend, [make_request("a", grammar=grammar)])["a"]
+    assert last.finish_reason is FinishReason.ERROR and last.refused_param == "guided_grammar"
+    assert last.message is not None and "not defined" in last.message and "/" not in last.message
+    assert tokens(run(backend, [make_request("b")])["b"])
 
 
 def test_log_probability_comes_with_each_token(engine: EngineFolder, backend: Backend) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deepinfer.backends.tensorrt_errors import explain_load_error
+from deepinfer.backends.tensorrt_errors import explain_load_error, grammar_fault
 from tests.backends.tensorrt import make_tensorrt_engine
 
 # What the libraries print, as users reported it.
@@ -60,3 +60,15 @@ def test_cause_of_an_error_is_looked_at_too(tmp_path: Path) -> None:
     error.__cause__ = RuntimeError("CUDA error: out of memory")
     explained = explain_load_error(error, make_tensorrt_engine(tmp_path).manifest)
     assert "not enough free memory" in explained.message
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        ("[1:2:3] /src/cpp/grammar_parser.cc:20: EBNF parser error", "EBNF parser error"),
+        ("Invalid guided decoding parameters: x", "Invalid guided decoding parameters: x"),
+        ("CUDA runtime error: an illegal memory access was encountered", None),
+    ],
+)
+def test_error_about_a_grammar_is_told_from_others(said: str, fault: str | None) -> None:
+    assert grammar_fault(RuntimeError(said)) == fault

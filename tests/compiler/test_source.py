@@ -18,7 +18,7 @@ from deepinfer.compiler import source
 from deepinfer.compiler.progress import Progress
 from deepinfer.compiler.source import fetch_weights, find_checkpoint
 from deepinfer.errors import CheckpointError
-from tests.checkpoints import make_checkpoint
+from tests.checkpoints import make_adapter, make_checkpoint
 from tests.compiler.fake_hub import COMMIT, FakeHub, serve_hub
 
 MODEL = "somebody/tiny-llama"
@@ -183,3 +183,27 @@ def test_broken_connection_of_either_http_library_is_one_line(library: str) -> N
     with pytest.raises(CheckpointError, match="the hub cannot be reached"):
         with source._hub_errors_translated(MODEL, None):
             raise error[library]
+
+
+def test_adapter_and_base_of_the_hub_are_planned_without_the_weights(
+    llama: Path, tmp_path: Path
+) -> None:
+    adapter = make_adapter(tmp_path / "adapter", llama)
+    with serve_hub(FakeHub({MODEL: llama, "somebody/story": adapter})) as hub:
+        flags = ("--target", "cpu", "--dry-run", "--json")
+        made = run_build(
+            hub, tmp_path / "cache", "--model", MODEL, "--lora", "somebody/story", *flags
+        )
+        assert made.returncode == 0, made.stderr
+        plan = json.loads(made.stdout)
+        assert plan["name"].startswith("tiny-llama-story.")
+        assert (plan["adapter"]["source"], plan["adapter"]["revision"]) == (
+            "somebody/story",
+            COMMIT,
+        )
+        weights = sum(path.stat().st_size for path in llama.glob("*.safetensors"))
+        sent = sum(count for name, count in hub.sent_bytes.items() if name.startswith("model-"))
+        assert sent < weights / 2, "headers only"
+        gone = run_build(hub, tmp_path / "cache", "--model", MODEL, "--lora", "some/thing", *flags)
+        assert gone.returncode == 1
+        assert "there is no model `some/thing` on the hub, or it is private" in gone.stderr

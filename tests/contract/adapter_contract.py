@@ -19,8 +19,14 @@ from deepinfer.checkpoint import Checkpoint
 from deepinfer.compiler.plan import BuildPlan
 from deepinfer.compiler.progress import Progress
 from deepinfer.engine import EngineOptions
-from deepinfer.generation import FinishReason, GenerationRequest, Grammar, SamplingParams
-from deepinfer.manifest import PAYLOAD_DIR, EngineFolder
+from deepinfer.generation import (
+    FinishReason,
+    GenerationRequest,
+    Grammar,
+    LoraAdapter,
+    SamplingParams,
+)
+from deepinfer.manifest import PAYLOAD_DIR, EngineFolder, LoraLimits
 
 KV_CACHE_FRACTION = 0.5
 DEADLINE_S = 5.0  # for a request of some milliseconds
@@ -83,6 +89,10 @@ def _check_build_arguments(args: Any, plan: BuildPlan) -> None:
     assert args.build_config.gather_generation_logits is True
     plugins = args.build_config.plugin_config.model_dump()
     assert {name: plugins[name] for name in settings.plugins} == settings.plugins
+    assert plugins["lora_plugin"] is not None
+    assert args.enable_lora is True
+    for config in (args.lora_config, args.build_config.lora_config):
+        _check_lora_config(config, plan.lora)
     assert args.dtype == settings.dtype
     assert args.tensor_parallel_size == plan.parallelism.tensor_parallel_size
     assert args.pipeline_parallel_size == plan.parallelism.pipeline_parallel_size
@@ -100,6 +110,16 @@ def _check_build_arguments(args: Any, plan: BuildPlan) -> None:
     cache = args.kv_cache_config
     assert cache.max_tokens >= plan.limits.max_seq_len
     assert cache.enable_block_reuse is False
+
+
+def _check_lora_config(config: Any, limits: LoraLimits | None) -> None:
+    assert limits is not None
+    assert config.max_lora_rank == limits.max_rank
+    assert config.max_loras == config.max_cpu_loras == limits.max_loras
+    assert config.lora_target_modules == [
+        *("attn_q", "attn_k", "attn_v", "attn_dense"),
+        *("mlp_h_to_4h", "mlp_gate", "mlp_4h_to_h"),
+    ]
 
 
 def _check_smoke_request(received: list[Any], build: Build) -> None:
@@ -147,6 +167,12 @@ def _check_load_arguments(llm: Any, loaded: Any, engine: EngineFolder) -> None:
     assert args.gather_generation_logits is True
     assert args.iter_stats_max_iterations == 100
     assert args.env_overrides == NCCL
+    lora = engine.manifest.lora
+    assert lora is not None and args.enable_lora is True
+    _check_lora_config(args.lora_config, lora)
+    held = lora.max_rank * lora.num_layers * len(lora.module_shapes) * lora.max_loras
+    assert executor.peft_cache_config.num_device_module_layer == held
+    assert executor.peft_cache_config.num_host_module_layer == held
 
 
 def _check_requests(loaded: Any, engine: EngineFolder) -> None:
@@ -180,14 +206,29 @@ def _check_requests(loaded: Any, engine: EngineFolder) -> None:
     for grammar, (field, value) in grammars.items():
         guided = _run(loaded, SamplingParams(max_tokens=4, temperature=0, grammar=grammar))
         assert getattr(guided.guided_decoding, field) == value
+    _check_adapter(loaded, engine)
 
 
-def _run(loaded: Any, sampling: SamplingParams) -> Any:
+def _check_adapter(loaded: Any, engine: EngineFolder) -> None:
+    greedy = SamplingParams(max_tokens=4, temperature=0)
+    adapter = LoraAdapter(name="story", id=7, path=str(engine.path))  # a folder that exists
+    _run(loaded, greedy, adapter)
+    seen = loaded._llm._executor.received[-1].adapter
+    assert (seen.lora_name, seen.lora_int_id, seen.lora_path) == ("story", 7, adapter.path)
+    _run(loaded, greedy)
+    assert loaded._llm._executor.received[-1].adapter is None
+
+
+def _run(loaded: Any, sampling: SamplingParams, adapter: LoraAdapter | None = None) -> Any:
     """Run one request to its end; what the executor was asked for.
 
     The double knows no regular expressions and refuses them, which is an answer here as well.
     """
-    loaded.add(GenerationRequest(request_id="r", prompt_token_ids=(20, 21), sampling=sampling))
+    asked = GenerationRequest(
+        request_id="r", prompt_token_ids=(20, 21), sampling=sampling, adapter=adapter
+    )
+    loaded.check(asked)
+    loaded.add(asked)
     chunks = []
     deadline = time.monotonic() + DEADLINE_S
     while not chunks or chunks[-1].finish_reason is None:

@@ -52,7 +52,8 @@ OWN_KEYWORDS = {"parents", "exist_ok", "hint", "param", "default_factory", "enco
 def build(tmp_path_factory: pytest.TempPathFactory, build_engine: BuildEngine) -> Iterator[Build]:
     with installed_double(make_double_root(tmp_path_factory.mktemp("double"))):
         limits = ("--max-seq-len", "256", "--max-batch-size", "16", "--max-num-tokens", "512")
-        flags = (*limits, "--target", "rtx5090", "--gather-logits")
+        adapters = ("--max-lora-rank", "8", "--max-loras", "3")
+        flags = (*limits, *adapters, "--target", "rtx5090", "--gather-logits")
         built = build_engine("llama", "fp8", *flags)
         # Values that are not the library's defaults, so that leaving one out shows.
         settings = built.engine.manifest.backend.settings | NCCL | {"block_reuse": False}
@@ -84,6 +85,8 @@ def _plan(checkpoint: Path) -> BuildPlan:
         max_batch_size=16,
         max_num_tokens=512,
         gather_logits=True,
+        max_lora_rank=8,
+        max_loras=3,
     )
     device = resolve_target(wishes.target, read_machine(), 2**40, has_tensorrt_llm=True)
     plan = make_plan(device, read_checkpoint(checkpoint), wishes)

@@ -90,6 +90,10 @@ class ServerProcess:
     def url(self) -> str:
         return self.wait_for_log(r"listening on (http://\S+)")[1]
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def wait_for_log(self, pattern: str, *, count: int = 1) -> re.Match[str]:
         """The match that came as the `count`-th one; fails when the process ends before it."""
         with self._changed:

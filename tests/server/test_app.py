@@ -17,6 +17,7 @@ from deepinfer.device import Gpu
 from deepinfer.engine import FAILED, READY, RESTARTING, EngineStatus
 from deepinfer.generation import FinishReason, GenerationRequest, TokenChunk
 from deepinfer.manifest import EngineFolder
+from deepinfer.runtime.call import Terms
 from deepinfer.runtime.client import EngineClient
 from deepinfer.server.app import create_app
 from deepinfer.server.engines import EngineCatalog, ServedEngine
@@ -54,9 +55,12 @@ class ScriptedClient:
         cancel: Callable[[Sequence[str]], None],
     ) -> None:
         self.manifest = folder.manifest
-        self.generate = generate
+        self._generate = generate
         self.status = status
         self.cancel = cancel
+
+    def generate(self, requests: Sequence[GenerationRequest], terms: Terms) -> Chunks:
+        return self._generate(requests)
 
 
 async def answer_nothing(requests: Sequence[GenerationRequest]) -> Chunks:

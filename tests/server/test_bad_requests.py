@@ -341,6 +341,12 @@ def test_method_that_a_route_does_not_have(http: httpx.Client) -> None:
     assert response.headers["allow"] == "POST"
 
 
+def test_methods_of_one_path_are_allowed_together(http: httpx.Client) -> None:
+    response = http.put("/v1/responses/resp_1")
+    assert_error(response, 405, "method_not_allowed", None)
+    assert response.headers["allow"] == "DELETE, GET"
+
+
 def test_sdk_raises_its_own_errors(sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as too_long:
         sdk.completions.create(model=MODEL_ID, prompt="a", max_tokens=CONTEXT_LENGTH)

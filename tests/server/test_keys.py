@@ -35,6 +35,7 @@ ROUTES = [
     ("GET", "/v1/models/test/echo"),
     ("GET", "/v1/gpu/info"),
     ("GET", "/version"),
+    ("GET", "/metrics"),
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
     ("GET", "/openapi.json"),
@@ -74,6 +75,19 @@ WRONG = {
 def test_wrong_key_is_refused(stranger: httpx.Client, header: str | bytes) -> None:
     response = stranger.get("/v1/models", headers={"authorization": header})  # type: ignore[dict-item]
     assert_error(response, 401, "invalid_api_key", None)
+
+
+def test_wrong_key_in_the_other_header_is_refused(stranger: httpx.Client) -> None:
+    for header in ("nobody-knows-this", f"Bearer {KEYS[0]}", ""):
+        response = stranger.get("/v1/models", headers={"x-api-key": header})
+        assert_error(response, 401, "invalid_api_key", None)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_each_key_opens_in_the_other_header(stranger: httpx.Client, key: str) -> None:
+    for headers in ({}, {"authorization": "Bearer placeholder"}):
+        response = stranger.get("/v1/models", headers={"x-api-key": key, **headers})
+        assert response.status_code == 200
 
 
 @pytest.mark.parametrize("key", KEYS)

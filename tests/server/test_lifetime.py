@@ -71,9 +71,32 @@ def test_disconnect_frees_the_slot_wherever_the_request_stands(tmp_path: Path) -
         assert client.post("/v1/completions", json=SHORT, timeout=3).status_code == 200
 
 
-def test_dead_engine_ends_streams_with_an_error_and_comes_back(tmp_path: Path) -> None:
-    make_echo_engine(tmp_path / "echo", step_us=STEP_US, fault_token_id=200)
+def test_stream_outlives_its_engine(tmp_path: Path) -> None:
+    make_echo_engine(tmp_path / "echo", step_us=STEP_US, counts=True, fault_token_id=200)
     with serving(tmp_path) as server, client_of(server) as client:
+        body = {**ENDLESS, "max_tokens": 300}
+        undisturbed = client.post("/v1/completions", json=body).json()
+        pid = int(server.wait_for_log(r"engine process (\d+) started")[1])
+        streaming = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        with client.stream("POST", "/v1/completions", json=streaming) as response:
+            events = read_events(response)
+            seen = [next(events)]
+            os.kill(pid, signal.SIGKILL)
+            seen += events
+        *chunks, usage = [json.loads(event) for event in seen if event != "[DONE]"]
+        text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
+        assert text == undisturbed["choices"][0]["text"]
+        assert usage["usage"] == undisturbed["usage"]
+        fatal = client.post("/v1/completions", json={"prompt": [200]})
+        assert_error(fatal, 503, "engine_unavailable", None)
+        assert fatal.headers["x-should-retry"] == "false"
+        server.wait_for_log(r"engine `echo.simulated` loaded", count=4)
+        assert client.post("/v1/completions", json=SHORT).status_code == 200
+
+
+def test_without_resuming_a_dead_engine_ends_streams_with_an_error(tmp_path: Path) -> None:
+    make_echo_engine(tmp_path / "echo", step_us=STEP_US, fault_token_id=200)
+    with serving(tmp_path, "--resume-attempts", "0") as server, client_of(server) as client:
         pid = int(server.wait_for_log(r"engine process (\d+) started")[1])
         body = {**ENDLESS, "stream": True}
         with client.stream("POST", "/v1/completions", json=body) as response:

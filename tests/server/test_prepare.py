@@ -112,7 +112,7 @@ async def test_prompt_beyond_the_context_is_refused(engine: ServedEngine) -> Non
     with pytest.raises(ContextLengthExceeded) as refused:
         await plan_of(engine, prompt=[5] * 9120)
     assert refused.value.message == (
-        "The prompt has 9,120 tokens; this engine accepts at most 4,095"
+        "The prompt is too long: it has 9,120 tokens, and this engine accepts at most 4,095"
     )
 
 
@@ -120,8 +120,8 @@ async def test_explicit_max_tokens_says_what_would_fit(engine: ServedEngine) -> 
     with pytest.raises(ContextLengthExceeded) as refused:
         await plan_of(engine, prompt=[5] * 100, max_tokens=4000)
     assert refused.value.message == (
-        "The prompt has 100 tokens and max_tokens is 4,000; this engine's context is 4,096 "
-        "tokens, so max_tokens may be at most 3,996"
+        "This model's maximum context length is 4,096 tokens; the prompt has 100 and max_tokens is "
+        "4,000, which may be at most 3,996"
     )
     assert (await sampling_of(engine, prompt=[5] * 100, max_tokens=3996)).max_tokens == 3996
 

@@ -65,6 +65,15 @@ def test_prompt_has_four_forms(prompt: object, parsed: object) -> None:
     assert parse(CompletionBody, prompt=prompt).prompt == parsed
 
 
+def test_whole_number_may_be_written_with_a_point() -> None:
+    body = parse(CompletionBody, prompt=[[1.0, 2], [3]], max_tokens=16.0, stop_token_ids=[2.0])
+    assert (body.prompt, body.max_tokens, body.stop_token_ids) == (((1, 2), (3,)), 16, [2])
+    assert type(body.max_tokens) is int
+    assert reject(CompletionBody, prompt="x", stop_token_ids=[2.5]).param == "stop_token_ids[0]"
+    assert reject(CompletionBody, prompt="x", max_tokens=1e300).param == "max_tokens"
+    assert reject(CompletionBody, prompt="x", stream=1.0).param == "stream"
+
+
 def test_integer_is_a_number_and_a_string_is_none() -> None:
     assert parse(CompletionBody, prompt="x", temperature=1).temperature == 1.0
     assert reject(CompletionBody, prompt="x", temperature="1").message == (
@@ -114,8 +123,9 @@ def test_refused_parameter_is_taken_with_its_neutral_values_only(
         assert isinstance(error, UnsupportedParameter) and error.param == name
 
 
-def test_false_is_not_the_number_zero() -> None:
-    assert isinstance(reject(ChatBody, messages=MESSAGES, priority=False), UnsupportedParameter)
+def test_true_is_not_the_number_one() -> None:
+    refusal = reject(ChatBody, messages=MESSAGES, length_penalty=True)
+    assert isinstance(refusal, UnsupportedParameter)
 
 
 def test_values_of_other_kinds_are_not_repeated_whole() -> None:

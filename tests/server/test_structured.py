@@ -7,6 +7,7 @@ import random
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,12 +15,16 @@ import jsonschema
 import openai
 import pytest
 
+from deepinfer.text.string_formats import PATTERNS
 from tests.building import BuildEngine
+from tests.server.random_regexes import make_regex
 from tests.server.random_schemas import make_document
 from tests.server.serving import DEADLINE_S, client_of, read_events, serving
 
 NUM_SCHEMAS = 100
+NUM_REGEXES = 100
 EXPLOSIVE_REGEX = "(((((a{1,1000}){1,1000}){1,1000}){1,1000}){1,1000})"
+EXPLOSIVE_GRAMMAR = 'root ::= ("a"{1,140}){1,140}'
 PERSON = {
     "type": "object",
     "properties": {
@@ -68,6 +73,22 @@ def test_a_hundred_random_schemas_are_met_by_every_answer(http: httpx.Client) ->
     assert num_finished == 2 * NUM_SCHEMAS
 
 
+def test_a_hundred_random_regexes_match_every_answer(http: httpx.Client) -> None:
+    rng = random.Random(4)
+    num_ended, num_refused = 0, 0
+    for _ in range(NUM_REGEXES):
+        pattern = make_regex(rng)
+        response = post(http, guided_regex=pattern, n=3, max_tokens=100)
+        if response.status_code == 400:
+            num_refused += "takes longer" in response.json()["error"]["message"]
+            continue
+        for choice in response.json()["choices"]:
+            if choice["finish_reason"] == "stop":
+                assert re.fullmatch(pattern, choice["text"], re.ASCII), (pattern, choice["text"])
+                num_ended += 1
+    assert num_ended > 2 * NUM_REGEXES and num_refused < NUM_REGEXES / 10
+
+
 def test_json_is_compact_and_ends(http: httpx.Client) -> None:
     for choice in complete(http, guided_json=PERSON, n=32):
         value = json.loads(choice["text"])
@@ -75,6 +96,18 @@ def test_json_is_compact_and_ends(http: httpx.Client) -> None:
         assert choice["finish_reason"] == "stop"
         outside_strings = re.sub(r'"(\\.|[^"\\])*"', "", choice["text"])
         assert not re.search(r"\s", outside_strings)
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_formats_and_patterns_are_met(http: httpx.Client, name: str) -> None:
+    pattern = r'^[A-Z]{2,4}(-|"|\\|\n)\d\s$'
+    properties = {"f": {"type": "string", "format": name}, "p": {"pattern": pattern}}
+    schema = {"type": "object", "properties": properties, "required": ["f", "p"]}
+    for choice in complete(http, guided_json=schema, n=4):
+        assert choice["finish_reason"] == "stop"
+        value = json.loads(choice["text"])
+        jsonschema.validate(value, schema)
+        assert re.fullmatch(PATTERNS[name], value["f"])
 
 
 def test_any_json_object_is_an_object(http: httpx.Client) -> None:
@@ -152,11 +185,12 @@ def test_answer_without_room_to_finish_ends_with_length(http: httpx.Client) -> N
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"guided_regex": "[a-z"}, "Unclosed"),
+        ({"guided_regex": "[a-z"}, "`]` (at position 0)"),
         ({"guided_grammar": 'root ::= "a" b'}, "not defined"),
-        ({"guided_regex": EXPLOSIVE_REGEX}, "takes longer"),
+        ({"guided_regex": EXPLOSIVE_REGEX}, "20,000"),
+        ({"guided_grammar": EXPLOSIVE_GRAMMAR}, "takes longer"),
     ],
-    ids=["regex", "grammar", "explosive"],
+    ids=["regex", "grammar", "large regex", "explosive"],
 )
 def test_what_does_not_compile_is_refused_and_the_next_is_served(
     http: httpx.Client, fields: dict[str, Any], words: str
@@ -192,7 +226,10 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("no choice", {"guided_choice": []}, "guided_choice", "empty"),
     ("choices", {"guided_choice": ["x"] * 1_001}, "guided_choice", "1,000"),
     ("enum", {"guided_json": {"enum": list(range(1_001))}}, "guided_json.enum", "1,000"),
-    ("pattern", {"guided_json": {"pattern": "x"}}, "guided_json.pattern", "not supported"),
+    ("pattern", {"guided_json": {"pattern": "(?=x)"}}, "guided_json.pattern", "look ahead"),
+    ("backreference", {"guided_regex": r"(a)\1"}, "guided_regex", "position 3"),
+    ("no text", {"guided_grammar": "root ::= root"}, "guided_grammar", "comes to an end"),
+    ("uniqueItems", {"guided_json": {"uniqueItems": True}}, "guided_json", "not supported"),
     ("circle", {"guided_json": {"$ref": "#"}}, "guided_json", "without end"),
     ("two", {"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", "combined"),
     (
@@ -228,3 +265,61 @@ def test_text_is_what_nobody_has_to_ask_for(http: httpx.Client) -> None:
     (free,) = complete(http, max_tokens=5)
     (text,) = complete(http, max_tokens=5, response_format={"type": "text"})
     assert free["text"] == text["text"]
+
+
+# A model that thinks: its template opens the block, leaves it to the model, or closes it.
+THINKING_TEMPLATE = (
+    "{# <think> </think> #}{{ messages[-1].content }}"
+    "{% if enable_thinking is defined %}"
+    "{{ '<think>\\n' if enable_thinking else '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+)
+
+
+def write_thinking_template(checkpoint: Path) -> None:
+    (checkpoint / "chat_template.jinja").write_text(THINKING_TEMPLATE, encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def thinking(build_engine: BuildEngine) -> Iterator[httpx.Client]:
+    built = build_engine(
+        "llama", "fp32", "--max-batch-size", "8", edit_checkpoint=write_thinking_template
+    )
+    with serving(built.engine.path) as server, client_of(server) as client:
+        yield client
+
+
+def think(http: httpx.Client, max_tokens: int = 40, **arguments: bool) -> list[dict[str, Any]]:
+    body = {
+        "messages": [{"role": "user", "content": "hi"}],
+        "guided_choice": ["yes", "no"],
+        "chat_template_kwargs": arguments,
+        "max_tokens": max_tokens,
+        "n": 16,
+        "seed": 7,
+    }
+    response = http.post("/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    choices: list[dict[str, Any]] = response.json()["choices"]
+    return choices
+
+
+def test_thoughts_that_the_prompt_has_opened_come_before_the_answer(
+    thinking: httpx.Client,
+) -> None:
+    for choice in think(thinking, enable_thinking=True):
+        message = choice["message"]
+        assert message["reasoning_content"]
+        assert choice["finish_reason"] == "length" or message["content"] in ("yes", "no")
+
+
+def test_model_may_think_or_answer_at_once(thinking: httpx.Client) -> None:
+    answers = think(thinking)
+    ended = [choice for choice in answers if choice["finish_reason"] == "stop"]
+    assert ended and {choice["message"]["content"] for choice in ended} <= {"yes", "no"}
+    assert any(choice["message"]["reasoning_content"] for choice in answers)
+
+
+def test_model_that_must_not_think_answers_at_once(thinking: httpx.Client) -> None:
+    for choice in think(thinking, enable_thinking=False):
+        assert choice["message"]["content"] in ("yes", "no")
+        assert not choice["message"].get("reasoning_content")

@@ -15,6 +15,7 @@ from tests.server.test_bad_requests import INVALID, MISSING, UNSUPPORTED, assert
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
 USER = {"role": "user", "content": "hi"}
+TOOL = {"type": "function", "function": {"name": "f"}}
 
 
 def tokenize(http: httpx.Client, **body: Any) -> list[int]:
@@ -75,6 +76,10 @@ BAD_TOKENIZE: list[tuple[str, dict[str, Any], tuple[int, str], str]] = [
     ("bad message", {"messages": [{"role": "me", "content": ""}]}, INVALID, "messages[0].role"),
     ("number", {"prompt": "a", "add_special_tokens": 1}, INVALID, "add_special_tokens"),
     ("model", {"prompt": "a", "model": "gpt-4"}, (404, "model_not_found"), "model"),
+    ("tool of a prompt", {"prompt": "a", "tools": [TOOL]}, INVALID, "tools"),
+    ("tool of a model that has none", {"messages": [USER], "tools": [TOOL]}, UNSUPPORTED, "tools"),
+    ("bad tool", {"messages": [USER], "tools": [{}]}, MISSING, "tools[0].type"),
+    ("too many tools", {"messages": [USER], "tools": [TOOL] * 129}, INVALID, "tools"),
     ("spelling", {"prompt": "a", "return_token_strs": True}, UNSUPPORTED, "return_token_strs"),
     ("template", {"messages": [USER], "chat_template": "x"}, UNSUPPORTED, "chat_template"),
     (

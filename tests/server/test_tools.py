@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,30 @@ import jsonschema
 import openai
 import pytest
 
+from deepinfer.server.chat_reader import ChatReader, ToolCall
+from deepinfer.text import ebnf
+from deepinfer.text.free_text import text_rules
+from deepinfer.text.reasoning import Reasoning, ReasoningParser
+from deepinfer.text.tool_calls import Content, ToolFormat
+from deepinfer.text.tool_choice import open_parser
+from deepinfer.text.tool_formats.first_call import FirstCallParser
 from tests.building import BuildEngine
-from tests.server.serving import DEADLINE_S, client_of, make_echo_engine, read_events, serving
+from tests.server.serving import (
+    DEADLINE_S,
+    client_of,
+    count_tokens,
+    make_echo_engine,
+    read_events,
+    serving,
+    starting,
+)
 
 CHAT = "/v1/chat/completions"
 # The engine repeats its prompt, which here is the user's last message and nothing else.
 ECHO_TEMPLATE = (
     "{# calls are <tool_call> {name, arguments} </tool_call>, thoughts <think> </think> #}"
-    "{% if tools %}{% endif %}{{ messages[-1].content }}"
+    "{% if tools and messages[-1].content == 'hi' %}{{ tools[0].function.name }}{% endif %}"
+    "{{ messages[-1].content }}"
     "{% for call in messages[-1].tool_calls or [] %}{{ call.function.arguments | tojson }}"
     "{% endfor %}"
 )
@@ -97,6 +114,66 @@ def test_stream_has_the_same_calls_with_dense_indices(echo: httpx.Client) -> Non
     assert list(joined.values()) == [call["function"] for call in whole["message"]["tool_calls"]]
 
 
+SINGLE: dict[str, Any] = {"tools": [WEATHER, CLOCK], "parallel_tool_calls": False}
+
+
+def usage_of(http: httpx.Client, content: str, **fields: Any) -> int:
+    body = {"messages": [{"role": "user", "content": content}], **fields}
+    tokens: int = http.post(CHAT, json=body).json()["usage"]["completion_tokens"]
+    return tokens
+
+
+def test_answer_ends_with_the_only_call_that_it_may_hold(echo: httpx.Client) -> None:
+    content = f"Let me see.{CALL}"
+    before_end = count_tokens(content.removesuffix("\n</tool_call>"))
+    content += CALL * 20 + "bye"
+    choice = ask(echo, content, **SINGLE)
+    assert choice["finish_reason"] == "tool_calls"
+    (call,) = choice["message"]["tool_calls"]
+    assert call["function"] == {"name": "get_weather", "arguments": ARGUMENTS}
+    assert choice["message"]["content"] == "Let me see."
+    assert usage_of(echo, content, **SINGLE) <= before_end + 1 < count_tokens(content)
+
+
+def test_stream_ends_with_the_only_call_that_it_may_hold(echo: httpx.Client) -> None:
+    content = CALL * 3 + "bye"
+    *choices, last = stream(echo, content, **SINGLE)
+    calls = [call for choice in choices for call in choice["delta"].get("tool_calls", [])]
+    assert {call["index"] for call in calls} == {0}
+    assert "".join(call["function"]["arguments"] for call in calls) == ARGUMENTS
+    assert not any(choice["delta"].get("content") for choice in choices)
+    assert last["finish_reason"] == "tool_calls"
+
+
+def test_what_is_no_call_does_not_end_an_answer(echo: httpx.Client) -> None:
+    content = "<think>hm</think>see <tool_call>\n{nothing} " + CALL + CALL
+    choice = ask(echo, content, **SINGLE)
+    assert len(choice["message"]["tool_calls"]) == 1
+    assert choice["message"]["content"] == "see <tool_call>\n{nothing}"
+    assert choice["message"]["reasoning_content"] == "hm"
+    plain = ask(echo, "just words", **SINGLE)
+    assert (plain["message"]["content"], plain["finish_reason"]) == ("just words", "stop")
+
+
+def test_text_that_was_read_ahead_is_not_read_again() -> None:
+    parser = FirstCallParser(open_parser(ToolFormat.HERMES))
+    reader = ChatReader(ReasoningParser(is_open=True), parser, new_id=lambda: "call_1")
+    pieces = ("hm</think>See ", CALL[:40], CALL[40:] + CALL)
+    assert [reader.read_ahead(piece) for piece in pieces] == [False, False, True]
+    assert reader.read("".join(pieces), is_over=True) == [
+        Reasoning("hm"),
+        Content("See"),
+        ToolCall("call_1", "get_weather", ARGUMENTS),
+    ]
+
+
+def test_tokens_of_tools_are_those_that_a_chat_counts(echo: httpx.Client) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "tools": [WEATHER]}
+    counted = echo.post("/tokenize", json=body).json()["count"]
+    assert counted == count_tokens("get_weatherhi")
+    assert counted == echo.post(CHAT, json=body).json()["usage"]["prompt_tokens"]
+
+
 def test_text_that_is_no_call_is_content(echo: httpx.Client) -> None:
     broken = "see <tool_call>\n{nothing}"
     choice = ask(echo, broken, tools=[WEATHER])
@@ -168,6 +245,95 @@ def test_required_call_cannot_fail(sdk: openai.OpenAI, choice: str) -> None:
         assert call.type == "function" and call.function.name == "get_weather"
         parameters = WEATHER["function"]["parameters"]  # type: ignore[index]
         jsonschema.validate(json.loads(call.function.arguments), parameters)
+
+
+NOTE = {
+    "type": "function",
+    "function": {
+        "name": "note",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "text": {"type": "string", "minLength": 1, "maxLength": 12},
+                "unit": {"anyOf": [{"$ref": "#/$defs/Unit"}, {"type": "null"}]},
+                "days": {"type": "integer", "minimum": 1, "maximum": 99},
+                "day": {"type": "string", "format": "date"},
+                "tags": {"type": "array", "items": {"enum": ["<a>", "b"]}, "maxItems": 2},
+            },
+            "required": ["text", "unit", "days", "day"],
+            "additionalProperties": False,
+            "$defs": {"Unit": {"enum": ["C", "F"]}},
+        },
+    },
+}
+
+
+def write_plain_template(checkpoint: Path) -> None:
+    (checkpoint / "chat_template.jinja").write_text("{{ messages[-1].content }}", encoding="utf-8")
+
+
+@pytest.fixture(scope="module", params=["qwen3-coder", "glm-4.5"])
+def tagged(build_engine: BuildEngine, request: pytest.FixtureRequest) -> Iterator[httpx.Client]:
+    """The same model with a template that shows no calls, said to write them between tags."""
+    built = build_engine(
+        "llama", "fp32", "--max-batch-size", "4", edit_checkpoint=write_plain_template
+    )
+    with serving(built.engine.path, "--tool-format", request.param) as server:
+        server.wait_ready()
+        with client_of(server) as client:
+            yield client
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_required_call_between_tags_cannot_fail(tagged: httpx.Client, parallel: bool) -> None:
+    wish = {"tool_choice": "required", "parallel_tool_calls": parallel, "max_tokens": 400}
+    wish |= {"tools": [NOTE], "temperature": 1}
+    for seed in range(4):
+        choice = ask(tagged, "hi", seed=seed, **wish)
+        if choice["finish_reason"] == "length":
+            assert parallel, "one call of this tool is shorter"
+            continue
+        calls = choice["message"]["tool_calls"]
+        assert choice["finish_reason"] == "tool_calls" and choice["message"]["content"] is None
+        assert parallel or len(calls) == 1
+        for call in calls:
+            parameters = NOTE["function"]["parameters"]  # type: ignore[index]
+            arguments = json.loads(call["function"]["arguments"])
+            jsonschema.validate(arguments, parameters)
+            date.fromisoformat(arguments["day"])
+
+
+@pytest.mark.parametrize("tag", ["</parameter>", "</arg_value>"])
+def test_text_up_to_a_tag_holds_beginnings_of_it_and_never_all(
+    tagged: httpx.Client, tag: str
+) -> None:
+    near = " ".join(f"{ebnf.literal(tag[:place])} tag{place}" for place in range(1, len(tag)))
+    grammar = f"root ::= {near} {ebnf.literal(tag)}\n{text_rules(tag)}"
+    for seed in range(4):
+        choice = ask(tagged, "hi", guided_grammar=grammar, seed=seed, temperature=1, max_tokens=400)
+        text = choice["message"]["content"]
+        assert choice["finish_reason"] == "stop" and text.index(tag) == len(text) - len(tag)
+        assert all(tag[:place] in text for place in range(1, len(tag)))
+    free = f"root ::= text\n{text_rules(tag)}"
+    assert tag not in ask(tagged, "hi", guided_grammar=free, max_tokens=40)["message"]["content"]
+
+
+def test_call_that_the_tags_cannot_hold_is_refused(tagged: httpx.Client) -> None:
+    either = {"type": "object", "properties": {"x": {"type": ["string", "integer"]}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": either}}
+    body = {"messages": [{"role": "user", "content": "hi"}], "tools": [tool]}
+    response = tagged.post(CHAT, json={**body, "tool_choice": "required"})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "tools"
+    assert "beside other values than null" in response.json()["error"]["message"]
+
+
+def test_unknown_format_is_refused_at_the_start(tmp_path: Path) -> None:
+    make_echo_engine(tmp_path / "echo")
+    with starting(tmp_path, "--tool-format", "pythonic") as server:
+        assert server.wait() != 0
+    (line,) = [line for line in server.log.splitlines() if "`--tool-format`" in line]
+    assert "`engine.tool_format`" in line and "hermes" in line and "pythonic" in line
 
 
 def test_tool_that_is_not_there_cannot_be_required(sdk: openai.OpenAI) -> None:

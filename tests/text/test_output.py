@@ -82,6 +82,21 @@ def test_stop_string_in_the_last_chunk_wins_over_the_length_limit() -> None:
     assert choice.finish_reason is FinishReason.STOP
 
 
+def test_text_that_is_watched_ends_with_the_piece_that_is_the_last() -> None:
+    choice, seen = output("never"), list[str]()
+
+    def ends_answer(text: str) -> bool:
+        seen.append(text)
+        return "".join(seen).endswith("dad")
+
+    choice.watch(ends_answer)
+    text = "no dad, no son"
+    shown = choice.push(chunk(*encoded(text), finish=FinishReason.LENGTH))
+    assert shown == "".join(seen) == "no dad"
+    assert choice.finish_reason is FinishReason.STOP
+    assert choice.completion_tokens == len(encoded("no dad"))
+
+
 def test_stop_token_that_would_complete_a_stop_string_does_not() -> None:
     """The stop token has no text, so what was held back is text."""
     choice = output("end")

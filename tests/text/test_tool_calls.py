@@ -23,7 +23,8 @@ from tests.text.tool_answers import Answer, collect, joined, pieces_of, read
 quick = settings(deadline=None, max_examples=150)
 
 HERMES, LLAMA3, MISTRAL = ToolFormat.HERMES, ToolFormat.LLAMA3, ToolFormat.MISTRAL
-EVERY_FORMAT = pytest.mark.parametrize("tool_format", [HERMES, LLAMA3, MISTRAL])
+QWEN_CODER, GLM = ToolFormat.QWEN_CODER, ToolFormat.GLM
+EVERY_FORMAT = pytest.mark.parametrize("tool_format", [HERMES, LLAMA3, MISTRAL, QWEN_CODER, GLM])
 
 PARIS = ("weather", '{"city": "Paris"}')
 ROME = ("weather", '{"city":"Rome"}')
@@ -261,6 +262,12 @@ def test_call_that_breaks_after_its_start_is_said_to_and_given_back() -> None:
         (MISTRAL, "[TOOL_CALLS] [", "]"),
         (MISTRAL, "[TOOL_CALLS]name", " x"),
         (MISTRAL, "[TOOL_CALLS]name[AR", "["),
+        (QWEN_CODER, "<tool_call>\n<func", "<"),
+        (QWEN_CODER, "<tool_call><function=f>\n<param", "x"),
+        (QWEN_CODER, "<tool_call><function=f>\n<parameter=a b", "\n"),
+        (GLM, " <tool_call>", "("),
+        (GLM, "<tool_call>f\n", "x"),
+        (GLM, "<tool_call>f\n<arg_key>a</arg_key>\n<arg_", "k"),
     ],
 )
 def test_text_is_given_back_with_the_character_that_refutes_it(
@@ -285,6 +292,14 @@ FRAGMENTS = {
     HERMES: ["<tool_call>", "</tool_call>", "<tool_", '{"name": "f", "arguments": {"a": 1}}'],
     LLAMA3: ["<|python_tag|>", "; ", ";", '{"name": "f", "parameters": {"a": [1]}}'],
     MISTRAL: ["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "[", "]", ", ", "f", '{"a": 1}'],
+    QWEN_CODER: [
+        *("<tool_call>", "</tool_call>", "<function=", "<function=f>", "</function>", ">"),
+        *("<parameter=a>", "</parameter>", "<parameter=", "</param"),
+    ],
+    GLM: [
+        *("<tool_call>", "</tool_call>", "f", "<arg_key>", "</arg_key>", "<arg_value>"),
+        *("</arg_value>", "<arg_key>a</arg_key>", "</arg_", "<"),
+    ],
 }
 COMMON = ['{"name": "f"', ', "arguments": ', "{", "}", '"', "\\", "a b", "\n", "  ", "é", "1", ":"]
 
@@ -425,6 +440,10 @@ def test_content_between_calls_is_kept(parts: list[tuple[str, str, str]], sizes:
         (HERMES, '<tool_call>{"name": "f", "arguments": {"a": "' + "x" * 100_000),
         (LLAMA3, "\n" * 100_000 + "x"),
         (MISTRAL, "[TOOL_CALLS]f[CALL_ID]" + "x" * 100_000),
+        (QWEN_CODER, "<tool_call><function=f><parameter=a>" + "</parameter" * 10_000),
+        (QWEN_CODER, "<tool_call><function=f><parameter=" + "a" * 100_000),
+        (GLM, "<tool_call>" * 10_000),
+        (GLM, "<tool_call>f<arg_key>a</arg_key><arg_value>" + "\n" * 100_000),
     ],
 )
 def test_time_grows_with_the_text_and_no_faster(tool_format: ToolFormat, text: str) -> None:

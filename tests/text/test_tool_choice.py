@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
+from deepinfer.config import ToolFormatName
 from deepinfer.errors import ConfigError
 from deepinfer.text.tool_calls import CallStarted, ToolFormat
 from deepinfer.text.tool_choice import find_evidence, find_tool_format, open_parser
@@ -25,8 +28,8 @@ DEEPSEEK = "'<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>' + tool['ty
 
 TEMPLATES = {
     "Qwen": (QWEN, [], ToolFormat.HERMES),
-    "Qwen3-Coder": (QWEN_CODER, [], None),
-    "GLM": (GLM, [], None),
+    "Qwen3-Coder": (QWEN_CODER, [], ToolFormat.QWEN_CODER),
+    "GLM": (GLM, [], ToolFormat.GLM),
     "Llama 3.1": (LLAMA_31, ["<|python_tag|>", "<|eot_id|>"], ToolFormat.LLAMA3),
     "a template like Llama's without its token": (LLAMA_31, ["<|eot_id|>"], None),
     "Mistral": (MISTRAL_ARRAY, ["[TOOL_CALLS]"], ToolFormat.MISTRAL),
@@ -48,9 +51,13 @@ def test_format_is_what_the_template_shows(
     assert evidence is None or evidence.reason
 
 
-@pytest.mark.parametrize("name", ["hermes", "llama3", "mistral", "mistral-args"])
-def test_user_may_name_the_format(name: str) -> None:
-    assert find_tool_format(QWEN, [], named=name) == name
+@pytest.mark.parametrize("name", ToolFormat)
+def test_user_may_name_the_format(name: ToolFormat) -> None:
+    assert find_tool_format(DEEPSEEK, [], named=name.value) is name
+
+
+def test_setting_takes_every_format() -> None:
+    assert get_args(ToolFormatName) == ("auto", *ToolFormat, "none")
 
 
 def test_user_may_say_that_there_is_none() -> None:
@@ -60,10 +67,19 @@ def test_user_may_say_that_there_is_none() -> None:
 def test_name_that_is_no_format_is_refused_with_those_that_are() -> None:
     with pytest.raises(ConfigError, match="`pythonic`") as caught:
         find_tool_format(QWEN, [], named="pythonic")
-    assert caught.value.hint == ("the formats are hermes, llama3, mistral, mistral-args, none")
+    assert caught.value.hint == (
+        "the formats are hermes, llama3, mistral, mistral-args, qwen3-coder, glm-4.5, none"
+    )
+
+
+WITHOUT_JSON = {
+    ToolFormat.QWEN_CODER: "<function=f></function>",
+    ToolFormat.GLM: "f</tool_call>",
+}
 
 
 @pytest.mark.parametrize("tool_format", ToolFormat)
 def test_every_format_has_a_parser_that_reads_its_marker(tool_format: ToolFormat) -> None:
-    text = tool_format.markers[0] + '{"name": "f", "arguments": {}}'
+    call = WITHOUT_JSON.get(tool_format, '{"name": "f", "arguments": {}}')
+    text = tool_format.markers[0] + call
     assert open_parser(tool_format).feed(text)[0] == CallStarted(0, "f")

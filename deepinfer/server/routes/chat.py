@@ -15,6 +15,7 @@ from deepinfer.server.answers import (
     CalledFunction,
     CallOfTool,
     ChatChoice,
+    ChatChunk,
     ChatCompletion,
     ChatFinishReason,
     ChatLogProbs,
@@ -40,7 +41,7 @@ from deepinfer.server.record import record_of
 from deepinfer.server.sse import ChatEvents, open_stream
 from deepinfer.server.state import ServerState
 
-RESPONSES = {**describe_answer(ChatCompletion, "ChatChunk"), **describe_errors(GENERATING_ROUTE)}
+RESPONSES = {**describe_answer(ChatCompletion, ChatChunk), **describe_errors(GENERATING_ROUTE)}
 
 
 def make_router(state: ServerState) -> APIRouter:

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from deepinfer.server.answers import (
     Completion,
     CompletionChoice,
+    CompletionChunk,
     CompletionLogProbs,
     Usage,
 )
@@ -34,7 +35,7 @@ from deepinfer.server.schemas import CompletionBody
 from deepinfer.server.sse import CompletionEvents, open_stream
 from deepinfer.server.state import ServerState
 
-RESPONSES = {**describe_answer(Completion, "CompletionChunk"), **describe_errors(GENERATING_ROUTE)}
+RESPONSES = {**describe_answer(Completion, CompletionChunk), **describe_errors(GENERATING_ROUTE)}
 
 
 def make_router(state: ServerState) -> APIRouter:

@@ -13,7 +13,7 @@ from deepinfer.server.body import read_json
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.json import json_response
 from deepinfer.server.openapi import TOKENIZING_ROUTE, describe_body, describe_errors
-from deepinfer.server.prepare import check_token_ids, tokenize_chat, tokenize_prompts
+from deepinfer.server.prepare import check_token_ids, tokenize_chat_body, tokenize_prompts
 from deepinfer.server.schemas import TokenIds
 from deepinfer.server.state import ServerState
 from deepinfer.server.token_bodies import DetokenizeBody, TokenizeBody
@@ -61,14 +61,7 @@ def make_router(state: ServerState) -> APIRouter:
 
 async def _tokenize(engine: ServedEngine, body: TokenizeBody) -> TokenIds:
     if body.messages:
-        return await tokenize_chat(
-            engine,
-            body.messages,
-            add_special_tokens=bool(body.add_special_tokens),
-            add_generation_prompt=body.add_generation_prompt,
-            continues_final_message=body.continue_final_message,
-            arguments=body.chat_template_kwargs,
-        )
+        return await tokenize_chat_body(engine, body.chat)
     assert body.prompt is not None, "the schema has seen to it"
     with_special = body.add_special_tokens is not False
     [tokens] = await tokenize_prompts(engine, [body.prompt], add_special_tokens=with_special)

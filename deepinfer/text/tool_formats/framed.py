@@ -122,16 +122,16 @@ class FramedParser(ABC):
 
 
 class MarkedParser(FramedParser):
-    """Calls stand behind a marker, anywhere in the answer.
+    """Calls stand behind a marker, one of `markers`, anywhere in the answer.
 
     White space is held back as long as a marker may follow it, since then it is part of the frame.
     """
 
-    marker: str
+    markers: tuple[str, ...]
 
     def __init__(self) -> None:
         super().__init__()
-        self._finder = MarkerFinder(self.marker)
+        self._finder = MarkerFinder(*self.markers)
         self._space: list[str] = []
 
     def feed(self, text: str) -> list[Event]:
@@ -149,6 +149,10 @@ class MarkedParser(FramedParser):
     def _after_marker(self, char: str) -> None:
         """The first characters of a candidate."""
 
+    def _follow(self, marker: str) -> Step:
+        """What reads on from behind `marker`."""
+        return self._after_marker
+
     def _in_text(self, char: str) -> None:
         self._read_text(char)
 
@@ -158,10 +162,12 @@ class MarkedParser(FramedParser):
         self._say(safe)
         if rest is None:
             return ""
-        self._finder = MarkerFinder(self.marker)
-        self._raw = [*self._space, self.marker]
+        marker = self._finder.found
+        assert marker is not None
+        self._finder = MarkerFinder(*self.markers)
+        self._raw = [*self._space, marker]
         self._space.clear()
-        self._step = self._after_marker
+        self._step = self._follow(marker)
         return rest
 
     def _say(self, text: str) -> None:

@@ -22,7 +22,7 @@ MAX_NAME_LEN = 256  # characters; longer ones are prose without spaces
 
 
 class MistralParser(MarkedParser):
-    marker = "[TOOL_CALLS]"
+    markers = ("[TOOL_CALLS]",)
 
     def __init__(self) -> None:
         super().__init__()

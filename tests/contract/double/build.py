@@ -60,6 +60,8 @@ def build(given: BuildInput, folder: Path, version: str, tensorrt_version: str) 
     config.update_kv_cache_type(given.architecture)
     config.plugin_config.dtype = given.dtype
     config.plugin_config.validate_for(sm)
+    if config.plugin_config.lora_plugin is not None and not config.lora_config.lora_target_modules:
+        raise ValueError(message("lora_target_modules"))
     _check_algorithms(given.quant_config, sm)
     _set_lengths(config, given.hf_config)
     _make_room_for_drafts(config)

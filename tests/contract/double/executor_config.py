@@ -35,6 +35,7 @@ class EngineFacts:
     vocab_size: int
     tokens_per_block: int
     num_blocks: int
+    takes_adapters: bool = False
 
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.tokens_per_block)

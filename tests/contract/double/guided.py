@@ -8,7 +8,9 @@ from typing import Any
 import pydantic
 
 from tests.contract.double.configs import RequestError
-from tests.contract.double.record import message
+from tests.contract.double.record import assumed, message
+
+REFUSED_MARK = "# refused"  # a comment in a grammar that the double is to find wrong
 
 EXAMPLES: dict[str, Any] = {
     "string": "a",
@@ -27,9 +29,20 @@ def script(params: Any, tokenizer: Any) -> list[int]:
     if params.json is not None:
         answer = json.dumps(example(_schema(params.json)))
         return tokenizer.encode_plain(answer)  # type: ignore[no-any-return]
+    if params.grammar is not None and REFUSED_MARK in params.grammar:
+        raise RequestError(_refusal())
     kinds = ("regex", "grammar", "structural_tag")
     kind = next((kind for kind in kinds if getattr(params, kind) is not None), "empty")
     raise RequestError(message("guided_not_simulated", kind=kind))
+
+
+def _refusal() -> str:
+    error = message("grammar_parser")
+    return (
+        message("guided_invalid", error=error)
+        if assumed("grammar_errors_are_introduced")
+        else error
+    )
 
 
 def example(schema: dict[str, Any]) -> Any:

@@ -22,7 +22,7 @@ from tests.contract.double.configs import RequestError
 from tests.contract.double.loading import executor_config, load_engine
 from tests.contract.double.machine import device_count
 from tests.contract.double.plan import read_config
-from tests.contract.double.record import entry, message
+from tests.contract.double.record import assumed, entry, message
 from tests.contract.double.requests import Request
 from tests.contract.double.results import RequestOutput
 from tests.contract.double.sampling import SamplingParams
@@ -102,7 +102,7 @@ class LLM:
 
     @recorded_method("LLM")
     def generate_async(
-        self, inputs: Any, sampling_params: Any, streaming: bool, **others: Any
+        self, inputs: Any, sampling_params: Any, lora_request: Any, streaming: bool, **others: Any
     ) -> RequestOutput:
         executor = self._executor
         if executor is None or not executor.is_alive:
@@ -123,6 +123,7 @@ class LLM:
                 is_streaming=streaming,
                 vocab_size=executor.engine.vocab_size,
                 max_tokens=self._room_for(len(token_ids), sampling.max_tokens),
+                adapter=self._heeded(lora_request),
                 **self._guidance(sampling),
             )
         )
@@ -271,6 +272,10 @@ class LLM:
         """The native code cuts what would outgrow the sequence, and fills it when not limited."""
         room = int(self._executor_config.max_seq_len) - prompt_len
         return room if max_tokens is None else min(max_tokens, room)
+
+    def _heeded(self, adapter: Any) -> Any:
+        is_passed_over = not self._executor.engine.takes_adapters
+        return None if is_passed_over and assumed("adapters_need_the_plugin") else adapter
 
     def _guidance(self, sampling: Any) -> dict[str, Any]:
         """The answer that a constraint leads to, or why the native code refuses it."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.contract.double.build import kv_bytes_per_token
-from tests.contract.double.configs import BatchingType
+from tests.contract.double.configs import BatchingType, BuildConfig, PeftCacheConfig
 from tests.contract.double.executor import Executor
 from tests.contract.double.executor_config import EngineFacts, ExecutorConfig
 from tests.contract.double.machine import read_machine
@@ -37,7 +37,7 @@ def executor_config(args: Any, tokenizer: Any) -> ExecutorConfig:
         gather_generation_logits=args.gather_generation_logits,
         normalize_log_probs=args.normalize_log_probs,
         extended_runtime_perf_knob_config=args.extended_runtime_perf_knob_config,
-        peft_cache_config=args.peft_cache_config,
+        peft_cache_config=args.peft_cache_config or _peft_cache(args),
         iter_stats_max_iterations=args.iter_stats_max_iterations,
         fail_fast_on_attention_window_too_large=args.fail_fast_on_attention_window_too_large,
     )
@@ -60,8 +60,25 @@ def load_engine(folder: Path, config: ExecutorConfig, tensorrt_version: str) -> 
         vocab_size=_padded(pretrained["vocab_size"], pretrained["mapping"]["tp_size"]),
         tokens_per_block=tokens_per_block,
         num_blocks=-(-num_tokens // tokens_per_block),
+        takes_adapters=built["plugin_config"]["lora_plugin"] is not None,
     )
     return Executor(config, facts)
+
+
+def _peft_cache(args: Any) -> Any:
+    """Room for as many adapters as LoraConfig says: LLM's where given, else the engine's."""
+    content = read_config(Path(args.model))
+    built = BuildConfig(**content["build_config"])
+    if built.plugin_config.lora_plugin is None:
+        return None
+    config = args.lora_config or built.lora_config
+    num_layers = content["pretrained_config"]["num_hidden_layers"]
+    size = config.max_lora_rank * num_layers * len(config.lora_target_modules)
+    counts = {
+        "num_device_module_layer": config.max_loras,
+        "num_host_module_layer": config.max_cpu_loras,
+    }
+    return PeftCacheConfig(**{name: size * n for name, n in counts.items() if n is not None})
 
 
 def _guided_config(backend: str | None, tokenizer: Any) -> str | None:

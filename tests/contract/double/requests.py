@@ -46,6 +46,7 @@ class Request:
     vocab_size: int
     max_tokens: int
     script: Sequence[int] | None = None  # the answer that guided decoding leads to
+    adapter: Any = None  # LoRARequest, where the engine has the plugin; else it is passed over
     refusal: Exception | None = None  # what the native code will say instead of running it
 
     def __post_init__(self) -> None:
@@ -54,7 +55,8 @@ class Request:
         self.stop_words = [word for _, word in sampling._get_stop_reasons_and_words()]
         banned = [word[0] for word in sampling._get_bad_words() if len(word) == 1]
         self.bias = Bias.of(sampling.embedding_bias, banned)
-        state = toy_model.fold(0, self.prompt)
+        adapter_ids = [] if self.adapter is None else [self.adapter.lora_int_id]
+        state = toy_model.fold(0, [*adapter_ids, *self.prompt])
         self.sequences = [ToySequence(i, state) for i in range(sampling.n)]
 
     @property

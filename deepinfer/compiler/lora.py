@@ -1,0 +1,88 @@
+"""A LoRA adapter merged into a checkpoint: another folder, of which the changed weights are new.
+
+Merging happens on the files, not on a loaded model, so it is the same for every backend, holds one
+file's tensors at a time and changes nothing but what the adapter names: W + scale * B @ A, computed
+in float32 and rounded once to the type that the weights are stored in. That the adapter fits has
+been checked before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from deepinfer.adapter import ADAPTER_WEIGHTS_NAME, NAME_PREFIX, AdaptedModule, Adapter
+from deepinfer.checkpoint import Checkpoint
+from deepinfer.errors import BuildError
+from deepinfer.manifest import AdapterRecord
+from deepinfer.weights import read_safetensors_header
+
+
+def record_adapter(adapter: Adapter, checkpoint: Checkpoint) -> AdapterRecord:
+    return AdapterRecord(
+        id=adapter.id,
+        source=adapter.source,
+        revision=adapter.revision,
+        digest=adapter.digest,
+        rank=adapter.rank,
+        base_model_id=checkpoint.id,
+    )
+
+
+def merge_adapter(checkpoint: Checkpoint, adapter: Adapter, folder: Path) -> Checkpoint:
+    """Write the merged checkpoint into the new `folder`, with links to all that stays as it is.
+
+    Raises BuildError when the adapter's values are not finite.
+    """
+    folder.mkdir()
+    source = checkpoint.folder.resolve()
+    modules = {f"{module.name}.weight": module for module in adapter.modules}
+    factors = _load_factors(adapter)
+    for path in source.iterdir():
+        is_changed = path.name in checkpoint.weights.files and _holds_any(path, modules)
+        if is_changed:
+            _merge_file(path, folder / path.name, modules, factors, adapter)
+        else:
+            (folder / path.name).symlink_to(path)
+    return replace(checkpoint, folder=folder)
+
+
+def _load_factors(adapter: Adapter) -> dict[str, Any]:
+    """A and B of every module in float32, by the names of the base model's modules."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(adapter.folder / ADAPTER_WEIGHTS_NAME)
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise BuildError(
+                f"adapter `{adapter.id}` has values in `{name}` that are not finite",
+                hint="its training has diverged: choose an earlier state of it",
+            )
+    return {name.removeprefix(NAME_PREFIX): tensor.float() for name, tensor in tensors.items()}
+
+
+def _holds_any(path: Path, modules: Mapping[str, AdaptedModule]) -> bool:
+    return any(tensor.name in modules for tensor in read_safetensors_header(path))
+
+
+def _merge_file(
+    path: Path,
+    merged: Path,
+    modules: Mapping[str, AdaptedModule],
+    factors: Mapping[str, Any],
+    adapter: Adapter,
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(path)
+    for name in tensors.keys() & modules.keys():
+        module = modules[name]
+        a = factors[f"{module.name}.lora_A.weight"]  # [rank, inputs]
+        b = factors[f"{module.name}.lora_B.weight"]  # [outputs, rank]
+        change = module.scale * (b @ a)
+        weight = tensors[name]
+        summed = weight.float() + (change.T if adapter.is_transposed else change)
+        tensors[name] = summed.to(weight.dtype).contiguous()
+    save_file(tensors, merged, metadata={"format": "pt"})

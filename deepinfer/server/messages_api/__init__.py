@@ -1,0 +1,1 @@
+"""The Messages API: Anthropic's shapes in front of the same chats."""

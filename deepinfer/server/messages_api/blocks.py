@@ -1,0 +1,188 @@
+"""Content of messages as clients send it: a text, or blocks of text, thoughts, calls and results.
+
+Blocks are told apart by their `type`; kinds that would have to be fetched, seen or run by the
+server are refused by name. What a block means in a chat is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import PlainValidator, WithJsonSchema
+
+from deepinfer.server.schema_base import invalid, unsupported
+
+MAX_BLOCKS = 10_000
+MAX_ID_CHARS = 256
+MAX_NAME_CHARS = 256
+MAX_SHOWN_KIND = 40
+
+JsonObject = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """What the model thought in an earlier turn, readable or not."""
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """A call of an earlier turn."""
+
+    id: str
+    name: str
+    input: JsonObject
+
+
+@dataclass(frozen=True)
+class ToolResult:
+    """What a call has come to."""
+
+    tool_use_id: str
+    text: str
+    is_error: bool
+
+
+Block = Text | Thinking | ToolUse | ToolResult
+
+
+def _string(block: JsonObject, key: str, at: str, most: int | None = None) -> str:
+    value = block.get(key)
+    if not isinstance(value, str):
+        raise invalid("must be a string", f"{at}.{key}")
+    if most is not None and len(value) > most:
+        raise invalid(f"must have at most {most:,} characters", f"{at}.{key}")
+    return value
+
+
+def _read_text(block: JsonObject, at: str) -> Text:
+    return Text(_string(block, "text", at))
+
+
+def _read_thinking(block: JsonObject, at: str) -> Thinking:
+    _string(block, "thinking", at)
+    return Thinking()
+
+
+def _read_redacted(block: JsonObject, at: str) -> Thinking:
+    _string(block, "data", at)
+    return Thinking()
+
+
+def _read_tool_use(block: JsonObject, at: str) -> ToolUse:
+    given = block.get("input")
+    if not isinstance(given, dict):
+        raise invalid("must be an object", f"{at}.input")
+    id_ = _string(block, "id", at, MAX_ID_CHARS)
+    return ToolUse(id_, _string(block, "name", at, MAX_NAME_CHARS), given)
+
+
+def _read_tool_result(block: JsonObject, at: str) -> ToolResult:
+    content = block.get("content")
+    text = "" if content is None else parse_texts(content, f"{at}.content")
+    is_error = block.get("is_error")
+    if type(is_error) not in (bool, type(None)):
+        raise invalid("must be true or false", f"{at}.is_error")
+    return ToolResult(_string(block, "tool_use_id", at, MAX_ID_CHARS), text, bool(is_error))
+
+
+Reader = Callable[[JsonObject, str], Block]
+TEXT_ONLY: Mapping[str, Reader] = {"text": _read_text}
+ANY_KIND: Mapping[str, Reader] = {
+    **TEXT_ONLY,
+    "thinking": _read_thinking,
+    "redacted_thinking": _read_redacted,
+    "tool_use": _read_tool_use,
+    "tool_result": _read_tool_result,
+}
+
+
+def _read_blocks(value: object, at: str, readers: Mapping[str, Reader]) -> tuple[Block, ...]:
+    if isinstance(value, str):
+        return (Text(value),)
+    if not isinstance(value, list):
+        raise invalid("must be a string or an array of blocks", at)
+    if len(value) > MAX_BLOCKS:
+        raise invalid(f"must have at most {MAX_BLOCKS:,} blocks", at)
+    return tuple(_read_block(block, f"{at}[{i}]", readers) for i, block in enumerate(value))
+
+
+def _read_block(block: object, at: str, readers: Mapping[str, Reader]) -> Block:
+    kind = block.get("type") if isinstance(block, dict) else None
+    if not isinstance(block, dict) or not isinstance(kind, str):
+        raise invalid('must be an object such as {"type": "text", "text": "..."}', at)
+    if kind not in readers:
+        known = ", ".join(f"`{name}`" for name in readers)
+        raise unsupported(
+            f"may be {known} here; `{kind[:MAX_SHOWN_KIND]}` is not supported", f"{at}.type"
+        )
+    return readers[kind](block, at)
+
+
+def parse_blocks(value: object) -> tuple[Block, ...]:
+    return _read_blocks(value, "", ANY_KIND)
+
+
+def parse_texts(value: object, at: str = "") -> str:
+    """A string, or the texts of blocks with a line break between them."""
+    return join_texts(_read_blocks(value, at, TEXT_ONLY))
+
+
+def join_texts(blocks: tuple[Block, ...]) -> str:
+    return "\n".join(block.text for block in blocks if isinstance(block, Text))
+
+
+def _describe(kind: str, required: JsonObject, optional: JsonObject | None = None) -> JsonObject:
+    return {
+        "type": "object",
+        "required": ["type", *required],
+        "properties": {"type": {"enum": [kind]}, **required, **(optional or {})},
+    }
+
+
+def _string_or(*blocks: JsonObject, min_items: int = 0) -> JsonObject:
+    items = blocks[0] if len(blocks) == 1 else {"anyOf": list(blocks)}
+    array = {"type": "array", "minItems": min_items, "maxItems": MAX_BLOCKS, "items": items}
+    return {"anyOf": [{"type": "string"}, array]}
+
+
+_STRING = {"type": "string"}
+_ID = {"type": "string", "maxLength": MAX_ID_CHARS}
+_NAME = {"type": "string", "maxLength": MAX_NAME_CHARS}
+_TEXT = _describe("text", {"text": _STRING})
+_TEXTS = _string_or(_TEXT)
+_THINKING = _describe("thinking", {"thinking": _STRING})
+_REDACTED = _describe("redacted_thinking", {"data": _STRING})
+_TOOL_USE = _describe("tool_use", {"id": _ID, "name": _NAME, "input": {"type": "object"}})
+_RESULT_FIELDS = {
+    "content": {"anyOf": [*_TEXTS["anyOf"], {"type": "null"}]},
+    "is_error": {"anyOf": [{"type": "boolean"}, {"type": "null"}]},
+}
+_TOOL_RESULT = _describe("tool_result", {"tool_use_id": _ID}, _RESULT_FIELDS)
+_BY_ROLE = {
+    "user": _string_or(_TEXT, _TOOL_RESULT, min_items=1),
+    "assistant": _string_or(_TEXT, _THINKING, _REDACTED, _TOOL_USE),
+    "system": _string_or(_TEXT, min_items=1),
+}
+
+Content = Annotated[
+    tuple[Block, ...],
+    PlainValidator(parse_blocks),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]}),
+]
+Texts = Annotated[str, PlainValidator(parse_texts), WithJsonSchema(_TEXTS)]
+
+CONTENT_OF_ROLES = {
+    "anyOf": [
+        {"properties": {"role": {"const": role}, "content": content}}
+        for role, content in _BY_ROLE.items()
+    ]
+}
+"""What the messages of each role may hold, as a JSON schema of a message."""

@@ -1,0 +1,118 @@
+"""From Anthropic's messages to the chat that the one generation path answers.
+
+A body that was accepted cannot make a wrong chat, so nothing is checked again. Thoughts of earlier
+turns are left out; turns of one role that follow each other become one, as templates expect it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+from deepinfer.server.chat_body import ChatBody
+from deepinfer.server.messages import CalledFunction, ChatMessage, ToolCall
+from deepinfer.server.messages_api.blocks import Block, ToolResult, ToolUse, join_texts
+from deepinfer.server.messages_api.body import InputMessage, MessagesBody, PromptBody
+
+# Fields of the chat under the names that this route's clients know.
+PARAM_NAMES = {"continue_final_message": "messages", "stop": "stop_sequences"}
+EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
+ERROR_MARK = "Error: "  # chats have no other way to say that a tool has failed
+
+
+def as_chat(body: PromptBody) -> ChatBody:
+    fields: dict[str, Any] = {
+        "model": body.model,
+        "messages": _conversation(body),
+        "add_generation_prompt": not body.is_prefilled,
+        "continue_final_message": body.is_prefilled,
+        "tools": [tool.as_chat_tool() for tool in body.tools],
+        "response_format": body.grammar,
+        "chat_template_kwargs": _template_arguments(body),
+    }
+    if body.tool_choice is not None:
+        fields["tool_choice"] = body.tool_choice.as_wish
+        fields["parallel_tool_calls"] = not body.tool_choice.disable_parallel_tool_use
+    if body.output_config is not None and body.output_config.effort is not None:
+        fields["reasoning_effort"] = EFFORTS[body.output_config.effort]
+    if isinstance(body, MessagesBody):
+        fields |= _sampling(body)
+    return ChatBody.model_construct(**fields)
+
+
+def _sampling(body: MessagesBody) -> dict[str, Any]:
+    return {
+        "max_tokens": body.max_tokens,
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "top_k": body.top_k,
+        "stop": body.stop_sequences,
+    }
+
+
+def _template_arguments(body: PromptBody) -> dict[str, Any]:
+    if body.thinking is None:
+        return {}
+    # Templates know the switch under one of two names.
+    is_on = body.thinking.type != "disabled"
+    return {"enable_thinking": is_on, "thinking": is_on}
+
+
+def _conversation(body: PromptBody) -> list[ChatMessage]:
+    turns = [turn for message in body.messages for turn in _turns(message)]
+    if body.messages[-1].role == "assistant" and not body.is_prefilled:
+        turns.pop()  # an empty beginning of the answer
+    if body.system:
+        turns.insert(0, _say("system", body.system))
+    merged: list[ChatMessage] = []
+    for turn in turns:
+        if merged and _belong_together(merged[-1], turn):
+            turn = _merge(merged.pop(), turn)
+        merged.append(turn)
+    return merged
+
+
+def _turns(message: InputMessage) -> Iterator[ChatMessage]:
+    if message.role == "assistant":
+        yield _say("assistant", join_texts(message.content), _calls(message.content))
+        return
+    runs = groupby(message.content, key=lambda block: isinstance(block, ToolResult))
+    for _, run in runs:
+        blocks = tuple(run)
+        if isinstance(blocks[0], ToolResult):
+            yield from (_result(block) for block in blocks if isinstance(block, ToolResult))
+        else:
+            yield _say(message.role, join_texts(blocks))
+
+
+def _say(role: str, content: str, tool_calls: list[ToolCall] | None = None) -> ChatMessage:
+    return ChatMessage.model_construct(role=role, content=content, tool_calls=tool_calls or [])
+
+
+def _calls(blocks: tuple[Block, ...]) -> list[ToolCall]:
+    return [
+        ToolCall.model_construct(
+            id=block.id,
+            function=CalledFunction.model_construct(
+                name=block.name, arguments=json.dumps(block.input, ensure_ascii=False)
+            ),
+        )
+        for block in blocks
+        if isinstance(block, ToolUse)
+    ]
+
+
+def _result(block: ToolResult) -> ChatMessage:
+    content = f"{ERROR_MARK}{block.text}" if block.is_error else block.text
+    return ChatMessage.model_construct(role="tool", content=content, tool_call_id=block.tool_use_id)
+
+
+def _belong_together(first: ChatMessage, second: ChatMessage) -> bool:
+    return first.role == second.role and first.role != "tool" and not first.tool_calls
+
+
+def _merge(first: ChatMessage, second: ChatMessage) -> ChatMessage:
+    texts = [message.content for message in (first, second) if message.content]
+    return _say(first.role, "\n".join(texts), second.tool_calls)

@@ -1,0 +1,95 @@
+"""One message being generated: the engine's answer written into blocks, sent on or collected."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from deepinfer.generation import FinishReason
+from deepinfer.server.chat_reader import ChatReader, make_readers
+from deepinfer.server.engines import ServedEngine
+from deepinfer.server.generate import Delta, Generation
+from deepinfer.server.ids import new_message_id
+from deepinfer.server.messages_api.answer import Message, MessageUsage, StopReason
+from deepinfer.server.messages_api.body import MessagesBody
+from deepinfer.server.messages_api.conversation import PARAM_NAMES, as_chat
+from deepinfer.server.messages_api.events import render_block_event, render_end, render_start
+from deepinfer.server.messages_api.writer import BlockEvent, BlockWriter
+from deepinfer.server.param_names import renaming_params
+from deepinfer.server.prepare import Choice, prepare_chat
+from deepinfer.server.record import RequestRecord
+
+
+@dataclass(frozen=True)
+class MessageRun:
+    """Carried out once, by `stream` or by `collect`."""
+
+    id: str
+    model: str
+    asked_max_tokens: int
+    choice: Choice
+    generation: Generation
+    writer: BlockWriter
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """The events as bytes. Raises before the first one when the engine does not take it."""
+        is_first = True
+        async with aclosing(self._write()) as stream:
+            async for events in stream:
+                head = render_start(self._message(None)) if is_first else b""
+                is_first = False
+                yield head + b"".join(map(render_block_event, events))
+        yield render_end(self._message(self._stop_reason))
+
+    async def collect(self) -> Message:
+        async with aclosing(self._write()) as stream:
+            async for _ in stream:
+                pass
+        return self._message(self._stop_reason)
+
+    async def _write(self) -> AsyncGenerator[list[BlockEvent], None]:
+        async with aclosing(self.generation.deltas()) as stream:
+            async for deltas in stream:
+                yield [event for delta in deltas for event in self._write_delta(delta)]
+
+    def _write_delta(self, delta: Delta) -> list[BlockEvent]:
+        return self.writer.write(delta.text, is_over=delta.finish_reason is not None)
+
+    def _message(self, stop_reason: StopReason | None) -> Message:
+        stop = self.choice.output.stop_string if stop_reason == "stop_sequence" else None
+        return Message(
+            id=self.id,
+            model=self.model,
+            content=self.writer.blocks if stop_reason is not None else [],
+            stop_reason=stop_reason,
+            stop_sequence=stop,
+            usage=MessageUsage.of(self.generation.usage),
+        )
+
+    @property
+    def _stop_reason(self) -> StopReason:
+        if self.choice.output.finish_reason is FinishReason.LENGTH:
+            is_cut = self.choice.request.sampling.max_tokens < self.asked_max_tokens
+            return "model_context_window_exceeded" if is_cut else "max_tokens"
+        if self.writer.has_calls:
+            return "tool_use"
+        return "end_turn" if self.choice.output.stop_string is None else "stop_sequence"
+
+
+async def prepare_message(
+    engine: ServedEngine, body: MessagesBody, record: RequestRecord
+) -> MessageRun:
+    """Raises what `prepare_chat` does, with the names of this route's fields."""
+    id_, chat = new_message_id(), as_chat(body)
+    with renaming_params(PARAM_NAMES):
+        plan = await prepare_chat(engine, chat, id_, cuts_max_tokens=True)
+    [reader] = make_readers(engine, chat, plan) or [ChatReader()]
+    return MessageRun(
+        id=id_,
+        model=engine.model_id,
+        asked_max_tokens=body.max_tokens,
+        choice=plan.choices[0],
+        generation=Generation(engine, plan, record),
+        writer=BlockWriter(reader, shows_thinking=body.shows_thinking),
+    )

@@ -1,0 +1,175 @@
+"""The body of POST /v1/responses, and the chat that it comes to.
+
+Fields that chats have too are declared by the chat's own, so bounds and defaults are written once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from deepinfer.server import refused as refused_fields
+from deepinfer.server.chat_body import ChatBody
+from deepinfer.server.messages import ToolWish
+from deepinfer.server.responses_api.conversation import as_messages
+from deepinfer.server.responses_api.fields import (
+    LOG_PROBS,
+    FunctionTool,
+    Include,
+    ReasoningConfig,
+    TextConfig,
+    ToolChoice,
+    check_metadata,
+)
+from deepinfer.server.responses_api.item_params import Input
+from deepinfer.server.responses_api.items import Item
+from deepinfer.server.schema_base import Schema, invalid
+from deepinfer.server.schemas import MAX_TOOLS, MAX_TOP_LOGPROBS
+
+MAX_IDENTIFIER_CHARS = 512
+MAX_INCLUDED = 16
+# What these fields are called in a chat, whose checks are used.
+PARAM_NAMES = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+    "logprobs": "top_logprobs",
+}
+FIELDS_OF_CHATS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "min_tokens",
+    "ignore_eos",
+    "priority",
+    "parallel_tool_calls",
+    "tool_choice",
+    "chat_template_kwargs",
+)
+
+
+def _as_in_chats(name: str) -> Any:
+    return ChatBody.model_fields[name]
+
+
+def _identifier(description: str) -> Any:
+    return Field(default=None, max_length=MAX_IDENTIFIER_CHARS, description=description)
+
+
+class ResponseStreamOptions(Schema):
+    refused = refused_fields.STREAM_OPTIONS
+
+
+class ResponsesBody(Schema):
+    """The body of POST /v1/responses."""
+
+    refused = refused_fields.RESPONSES
+    without_effect = refused_fields.RESPONSES_WITHOUT_EFFECT
+    rules = (
+        {
+            "anyOf": [
+                {"properties": {"top_logprobs": {"enum": [None, 0]}}},
+                {
+                    "required": ["include"],
+                    "properties": {"include": {"type": "array", "contains": {"const": LOG_PROBS}}},
+                },
+            ]
+        },
+    )
+
+    input: Input = Field(description="A user's text, or items in order")
+    model: str | None = _as_in_chats("model")
+    instructions: str | None = Field(
+        default=None, description="What the system says first; not kept for the next response"
+    )
+    previous_response_id: str | None = _identifier("The stored response that this one goes on from")
+    max_output_tokens: int | None = _as_in_chats("max_tokens")
+    temperature: float = _as_in_chats("temperature")
+    top_p: float = _as_in_chats("top_p")
+    top_k: int = _as_in_chats("top_k")
+    min_p: float = _as_in_chats("min_p")
+    frequency_penalty: float = _as_in_chats("frequency_penalty")
+    presence_penalty: float = _as_in_chats("presence_penalty")
+    repetition_penalty: float = _as_in_chats("repetition_penalty")
+    seed: int | None = _as_in_chats("seed")
+    stop: tuple[str, ...] = _as_in_chats("stop")
+    stop_token_ids: list[int] = _as_in_chats("stop_token_ids")
+    min_tokens: int = _as_in_chats("min_tokens")
+    ignore_eos: bool = _as_in_chats("ignore_eos")
+    priority: int = _as_in_chats("priority")
+    chat_template_kwargs: dict[str, Any] = _as_in_chats("chat_template_kwargs")
+    stream: bool = _as_in_chats("stream")
+    stream_options: ResponseStreamOptions | None = Field(
+        default=None, description="Nothing to choose"
+    )
+    store: bool = Field(default=True, description="Keep the response, for a while, to be read")
+    text: TextConfig = Field(default_factory=TextConfig, description="What the text must be")
+    reasoning: ReasoningConfig | None = Field(default=None, description="How much to think")
+    tools: list[FunctionTool] = Field(
+        default_factory=list, max_length=MAX_TOOLS, description="Functions that the model may call"
+    )
+    tool_choice: ToolChoice = Field(
+        default=ToolWish("auto"),
+        description="Whether the model may or must call, and which function",
+        json_schema_extra={"default": "auto"},
+    )
+    parallel_tool_calls: bool = _as_in_chats("parallel_tool_calls")
+    include: list[Include] = Field(
+        default_factory=list, max_length=MAX_INCLUDED, description="What the answer shows besides"
+    )
+    top_logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_TOP_LOGPROBS,
+        description=f"Likeliest tokens at each place; needs `{LOG_PROBS}` in `include`",
+    )
+    metadata: Annotated[dict[str, str], AfterValidator(check_metadata)] = Field(
+        default_factory=dict, description="Up to 16 texts of yours, kept with the response"
+    )
+    user: str | None = _identifier("Said back in the response")
+    safety_identifier: str | None = _identifier("Said back in the response")
+    prompt_cache_key: str | None = _identifier("Said back; prompts share their cache without it")
+
+    @property
+    def includes_log_probs(self) -> bool:
+        return LOG_PROBS in self.include
+
+    @property
+    def effort(self) -> str | None:
+        return None if self.reasoning is None else self.reasoning.effort
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.tool_choice.mode == "required" and not self.tools:
+            raise invalid("needs `tools`", "tool_choice")
+        if self.top_logprobs and not self.includes_log_probs:
+            raise invalid(f"needs `{LOG_PROBS}` in `include`", "top_logprobs")
+        # Once the text is complete nothing but the end may follow.
+        for name in ("min_tokens", "ignore_eos"):
+            if self.text.format is not None and getattr(self, name):
+                raise invalid("must not be combined with `text.format`", name)
+        return self
+
+    def as_chat(self, items: Sequence[Item]) -> ChatBody:
+        """The chat of these items. Nothing is left to check: all its fields have been."""
+        return ChatBody.model_construct(
+            messages=as_messages(self.instructions, items),
+            model=self.model,
+            max_tokens=self.max_output_tokens,
+            response_format=self.text.grammar,
+            tools=[tool.as_chat_tool() for tool in self.tools],
+            logprobs=self.includes_log_probs,
+            top_logprobs=self.top_logprobs,
+            reasoning_effort=self.effort,
+            **{name: getattr(self, name) for name in FIELDS_OF_CHATS},
+        )

@@ -1,0 +1,91 @@
+"""One response being generated: prepared as a chat, written as items, sent on or collected.
+
+What becomes of a finished response is its caller's business, who is told once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from deepinfer.errors import RequestError, UnsupportedParameter
+from deepinfer.server.chat_reader import ChatReader, make_readers
+from deepinfer.server.engines import ServedEngine
+from deepinfer.server.generate import Generation
+from deepinfer.server.param_names import renaming_params
+from deepinfer.server.prepare import prepare_chat
+from deepinfer.server.record import RequestRecord
+from deepinfer.server.responses_api.answer import ResponseObject
+from deepinfer.server.responses_api.body import PARAM_NAMES, ResponsesBody
+from deepinfer.server.responses_api.draft import Draft
+from deepinfer.server.responses_api.events import Event, EventNumbering
+from deepinfer.server.responses_api.items import Item, new_id
+from deepinfer.server.sse import DONE
+
+
+@dataclass(frozen=True)
+class ResponseRun:
+    """Carried out once, by `stream` or by `collect`; `keep` is given what comes of it."""
+
+    generation: Generation
+    draft: Draft
+    keep: Callable[[ResponseObject], None]
+    _numbering: EventNumbering = field(default_factory=EventNumbering)
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """The events as bytes. Raises before the first when the engine does not take the work."""
+        async with aclosing(self._write()) as steps:
+            async for events in steps:
+                yield self._numbering.render(events)
+        self.keep(self.draft.response)
+        yield DONE
+
+    async def collect(self) -> ResponseObject:
+        async with aclosing(self._write()) as steps:
+            async for _ in steps:
+                pass
+        self.keep(self.draft.response)
+        return self.draft.response
+
+    def render_error(self, error: RequestError) -> bytes:
+        """The end of a stream that fails after it has begun."""
+        return self._numbering.render(self.draft.fail(error)) + DONE
+
+    async def _write(self) -> AsyncGenerator[list[Event], None]:
+        # The response is created when the engine has taken the request, and not before.
+        head = self.draft.begin()
+        with renaming_params(PARAM_NAMES):
+            async with aclosing(self.generation.deltas()) as stream:
+                async for deltas in stream:
+                    yield head + [event for delta in deltas for event in self.draft.write(delta)]
+                    head = []
+        yield self.draft.end(self.generation.usage)
+
+
+async def prepare_response(
+    engine: ServedEngine,
+    body: ResponsesBody,
+    items: Sequence[Item],
+    record: RequestRecord,
+    keep: Callable[[ResponseObject], None],
+) -> ResponseRun:
+    """`items` are the whole conversation. Raises what preparing a chat does, in our words."""
+    chat = body.as_chat(items)
+    id_ = new_id("resp")
+    with renaming_params(PARAM_NAMES):
+        plan = await prepare_chat(engine, chat, id_)
+    readers = make_readers(engine, chat, plan)
+    reader = None if readers is None else readers[0]
+    _check_log_probs(body, reader)
+    response = ResponseObject.of(body, id_, engine.model_id)
+    return ResponseRun(Generation(engine, plan, record), Draft(response, reader), keep)
+
+
+def _check_log_probs(body: ResponsesBody, reader: ChatReader | None) -> None:
+    if body.includes_log_probs and reader is not None:
+        raise UnsupportedParameter(
+            "Log probabilities stand with the text of a message, and this answer may hold thoughts "
+            "or calls of tools; leave them out, or ask for them at /v1/chat/completions",
+            param="include",
+        )

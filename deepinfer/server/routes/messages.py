@@ -1,0 +1,83 @@
+"""POST /v1/messages and /v1/messages/count_tokens: a conversation in Anthropic's terms."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from deepinfer.server.body import read_json
+from deepinfer.server.json import json_response
+from deepinfer.server.messages_api.answer import (
+    MESSAGE_EVENTS,
+    Message,
+    MessagesErrorBody,
+    TokenCount,
+)
+from deepinfer.server.messages_api.body import MessagesBody, PromptBody
+from deepinfer.server.messages_api.conversation import PARAM_NAMES, as_chat
+from deepinfer.server.messages_api.events import render_error
+from deepinfer.server.messages_api.run import prepare_message
+from deepinfer.server.openapi import (
+    GENERATING_ROUTE,
+    TOKENIZING_ROUTE,
+    describe_body,
+    describe_errors,
+    describe_named_events,
+)
+from deepinfer.server.param_names import renaming_params
+from deepinfer.server.prepare import tokenize_chat_body
+from deepinfer.server.record import record_of
+from deepinfer.server.sse import open_stream
+from deepinfer.server.state import ServerState
+
+STREAM = describe_named_events(MESSAGE_EVENTS, MessagesErrorBody)
+ANSWER: dict[str, Any] = {
+    "model": Message,
+    "description": "The answer; with `stream: true` as server-sent events",
+    "content": {"text/event-stream": {"schema": STREAM}},
+}
+CREATE_RESPONSES = {200: ANSWER, **describe_errors(GENERATING_ROUTE, MessagesErrorBody)}
+COUNT_RESPONSES = {
+    200: {"model": TokenCount},
+    **describe_errors(TOKENIZING_ROUTE, MessagesErrorBody),
+}
+
+
+def make_router(state: ServerState) -> APIRouter:
+    router = APIRouter()
+    max_bytes = state.config.server.max_body_bytes
+
+    @router.post(
+        "/v1/messages", responses=CREATE_RESPONSES, openapi_extra=describe_body(MessagesBody)
+    )
+    async def create_message(request: Request) -> Response:
+        """Answer a conversation."""
+        state.check_open()
+        body = await read_json(request, MessagesBody, max_bytes=max_bytes)
+        engine = state.engines.find(body.model)
+        record = record_of(request.scope)
+        run = await prepare_message(engine, body, record)
+        if body.stream:
+            show_error = partial(render_error, request_id=record.request_id)
+            return await open_stream(run.stream(), show_error)
+        return json_response(await run.collect())
+
+    @router.post(
+        "/v1/messages/count_tokens",
+        responses=COUNT_RESPONSES,
+        openapi_extra=describe_body(PromptBody),
+    )
+    async def count_tokens(request: Request) -> Response:
+        """The tokens of a conversation, as `/v1/messages` would count them. No engine runs."""
+        state.check_open()
+        body = await read_json(request, PromptBody, max_bytes=max_bytes)
+        engine = state.engines.find(body.model)
+        with renaming_params(PARAM_NAMES):
+            prompt = await tokenize_chat_body(engine, as_chat(body))
+        return json_response(TokenCount(input_tokens=len(prompt)))
+
+    return router

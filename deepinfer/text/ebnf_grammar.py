@@ -1,0 +1,178 @@
+"""Users' grammars in EBNF: read, checked, and written again as what xgrammar keeps to.
+
+xgrammar takes a grammar without any text, such as `root ::= root`, and then holds the model to
+nothing. Here every rule that the root leads to must have a text, and every name a rule.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from deepinfer.text.grammar_tree import (
+    Choice,
+    GrammarRefused,
+    GrammarWriter,
+    Node,
+    Reference,
+    Repeat,
+    Sequence,
+    Text,
+    check_size,
+    children,
+)
+from deepinfer.text.pattern_reader import PatternReader
+
+OWN = "own_"  # begins the names of users' rules, so that none is one of ours
+ROOT = f"{OWN}root"
+MAX_RULES = 2_000
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_HEAD = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)\s*::=")
+_BLANK = re.compile(r"(?:\s|#[^\n]*)*")
+
+
+def make_ebnf_grammar(text: str) -> str:
+    """The same grammar, with its classes of characters spelled out. Raises GrammarRefused."""
+    rules = _Parser(PatternReader(text)).parse()
+    if ROOT not in rules:
+        raise GrammarRefused("must have a rule `root ::= ...`")
+    reached = {name: rules[name] for name in _reach(rules)}
+    _check_productive(reached)
+    for expression in reached.values():
+        check_size(expression)
+    writer = GrammarWriter("set")
+    written = [f"{name} ::= {writer.write(expression)}" for name, expression in reached.items()]
+    return "\n".join([f"root ::= {ROOT}", *written, *writer.rules]) + "\n"
+
+
+def _shown(name: str) -> str:
+    return name.removeprefix(OWN)
+
+
+def _reach(rules: Mapping[str, Node]) -> list[str]:
+    """The names of the rules that the root leads to, itself first."""
+    found, waiting = [ROOT], [ROOT]
+    while waiting:
+        name = waiting.pop()
+        for other in _references(rules[name]):
+            if other not in rules:
+                raise GrammarRefused(
+                    f"has a rule `{_shown(name)}` that uses `{_shown(other)}`, which is not defined"
+                )
+            if other not in found:
+                found.append(other)
+                waiting.append(other)
+    return found
+
+
+def _references(node: Node) -> set[str]:
+    """The names in an expression."""
+    if isinstance(node, Reference):
+        return {node.name}
+    return {name for child in children(node) for name in _references(child)}
+
+
+def _check_productive(rules: Mapping[str, Node]) -> None:
+    """Every rule must have a text that comes to an end."""
+    known: set[str] = set()
+    while found := {n for n in rules.keys() - known if _has_text(rules[n], known)}:
+        known |= found
+    for name in rules:
+        if name not in known:
+            raise GrammarRefused(f"has a rule `{_shown(name)}` no text of which comes to an end")
+
+
+def _has_text(node: Node, known: set[str]) -> bool:
+    """Whether an expression has a text, given the rules that certainly do."""
+    match node:
+        case Reference(name):
+            return name in known
+        case Choice(options):
+            return any(_has_text(option, known) for option in options)
+        case Repeat(item, least):
+            return not least or _has_text(item, known)
+    return all(_has_text(child, known) for child in children(node))
+
+
+class _Parser:
+    def __init__(self, reader: PatternReader) -> None:
+        self._reader = reader
+
+    def parse(self) -> dict[str, Node]:
+        """Each rule by its name."""
+        rules: dict[str, Node] = {}
+        self._reader.match(_BLANK)
+        while self._reader.next:
+            start = self._reader.at
+            head = self._reader.match(_HEAD)
+            if head is None:
+                self._reader.fail("must be rules such as `name ::= ...`, one after another")
+            if OWN + head[1] in rules:
+                self._reader.fail(f"must not have a second rule `{head[1]}`", start)
+            if len(rules) >= MAX_RULES:
+                self._reader.fail(f"must not have more than {MAX_RULES:,} rules")
+            rules[OWN + head[1]] = self._alternatives()
+        return rules
+
+    def _alternatives(self) -> Node:
+        options = [self._sequence()]
+        while self._reader.skip("|"):
+            options.append(self._sequence())
+        return options[0] if len(options) == 1 else Choice(tuple(options))
+
+    def _sequence(self) -> Node:
+        start = self._reader.at
+        parts: list[Node] = []
+        self._reader.match(_BLANK)
+        while self._reader.next not in ("", "|", ")") and not self._is_at_rule():
+            parts.append(self._term())
+            self._reader.match(_BLANK)
+        if not parts:
+            self._reader.fail('must say `""` where nothing may stand', start)
+        return Sequence(tuple(parts))
+
+    def _is_at_rule(self) -> bool:
+        return _HEAD.match(self._reader.text, self._reader.at) is not None
+
+    def _term(self) -> Node:
+        term = self._atom()
+        while (counted := self._reader.repeated(term)) is not term:
+            term = counted
+        return term
+
+    def _atom(self) -> Node:
+        start = self._reader.at
+        name = self._reader.match(_NAME)
+        if name is not None:
+            if self._reader.next == "(":
+                self._reader.fail("must not have macros", start)
+            return Reference(OWN + name[0])
+        one = self._reader.take()
+        if one == '"':
+            return self._literal(start)
+        if one == "[":
+            return self._reader.char_class(start)
+        if one == "(":
+            return self._group(start)
+        return self._reader.fail(f"has `{one}` where an expression must be", start)
+
+    def _group(self, start: int) -> Node:
+        if self._reader.next == "=":
+            self._reader.fail("must not look ahead", start)
+        self._reader.enter()
+        found = self._alternatives()
+        self._reader.leave(start)
+        return found
+
+    def _literal(self, start: int) -> Node:
+        found: list[str] = []
+        while not self._reader.skip('"'):
+            if self._reader.next in ("", "\n"):
+                self._reader.fail('has a literal without its closing `"`', start)
+            at, one = self._reader.at, self._reader.take()
+            ranges = self._reader.escape() if one == "\\" else ((ord(one), ord(one)),)
+            ((first, last), *others) = self._reader.chars(ranges, at).ranges
+            if first != last or others:
+                self._reader.fail("has an escape for several characters in a literal", at)
+            found.append(chr(first))
+        return Text("".join(found))
