@@ -42,8 +42,9 @@ format: $(VENV)/.installed-dev ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.installed-dev ## write docs/cli.md again from --help
+docs: $(VENV)/.installed-dev ## write docs/cli.md and the tables of docs/api.md again
 	$(BIN)/python tools/make_cli_docs.py
+	$(BIN)/python tools/make_api_docs.py
 
 clean: ## remove caches and built packages; .venv and engines stay
 	rm -rf dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -8,14 +8,24 @@ wrong one is reported at its source. This module knows no command line and no se
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from deepinfer.errors import ConfigError
 from deepinfer.logs import LogFormat
@@ -34,8 +44,30 @@ ToolFormatName = Literal[
 ]
 
 
+ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+")
+
+
+def _check_origin(origin: str) -> str:
+    if ORIGIN.fullmatch(origin) is None:
+        raise PydanticCustomError(
+            "origin", "must be * or an origin as browsers send it, such as https://example.com"
+        )
+    return origin
+
+
+Origin = Annotated[str, AfterValidator(_check_origin)]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _split_commas(value: object) -> object:
+    """Words with commas between them, or a list of words, as a tuple; others are refused later."""
+    words = value.split(",") if isinstance(value, str) else value
+    if not isinstance(words, list | tuple):
+        return words
+    return tuple(word.strip() if isinstance(word, str) else word for word in words)
 
 
 class ServerSection(Section):
@@ -50,15 +82,34 @@ class ServerSection(Section):
     )
     api_key_file: Path | None = Field(
         default=None,
-        description="File with further keys, one a line; lines that start with # are skipped",
+        description="File with further keys, one a line as `name: key`; read again on SIGHUP",
     )
     metrics_need_key: bool = Field(
         default=True, description="Whether /metrics asks for a key as other routes do"
+    )
+    cors_origins: tuple[Origin, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Origins whose pages may call from a browser, with commas between them; "
+        "* is any; none: no page may",
+    )
+    tls_certificate: Path | None = Field(
+        default=None, description="PEM file with the certificate chain, to serve HTTPS"
+    )
+    tls_key: Path | None = Field(
+        default=None,
+        description="PEM file with the certificate's key; none: it stands in the certificate's",
     )
     max_body_bytes: int = Field(
         default=8 * 2**20,
         ge=1024,
         description="Largest request body; a larger one is refused with 413",
+    )
+    receive_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds in which the head of a request must have come, and then its body",
     )
     request_timeout_s: float | None = Field(
         default=None,
@@ -83,6 +134,32 @@ class ServerSection(Section):
         ge=0,
         allow_inf_nan=False,
         description="Seconds that running requests have to finish after SIGTERM",
+    )
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return _split_commas(value)
+
+
+class LimitsSection(Section):
+    """What one key may ask of the routes that generate; without keys, what all may together."""
+
+    requests_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        description="Requests that a key may make a minute; more are refused with 429",
+    )
+    tokens_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens that a key may use a minute, of prompts and answers together; more "
+        "are refused with 429",
+    )
+    concurrent_requests: int | None = Field(
+        default=None,
+        ge=1,
+        description="Requests of a key that may run or wait at a time; more are refused with 429",
     )
 
 
@@ -158,11 +235,8 @@ class EngineSection(Section):
 
     @field_validator("served_model_names", "lora", mode="before")
     @classmethod
-    def _split_names(cls, value: object) -> object:
-        names = value.split(",") if isinstance(value, str) else value
-        if not isinstance(names, list | tuple):
-            return names
-        return tuple(name.strip() if isinstance(name, str) else name for name in names)
+    def _split(cls, value: object) -> object:
+        return _split_commas(value)
 
 
 class LoggingSection(Section):
@@ -186,6 +260,7 @@ class ServeConfig(Section):
     """Everything that `deepinfer serve` can be told."""
 
     server: ServerSection = ServerSection()
+    limits: LimitsSection = LimitsSection()
     engine: EngineSection = EngineSection()
     logging: LoggingSection = LoggingSection()
 
@@ -240,6 +315,7 @@ def value_hint(field: FieldInfo) -> str:
         Path: "PATH",
         SecretStr: "TEXT",
         tuple[ModelName, ...]: "TEXT,...",
+        tuple[Origin, ...]: "ORIGIN,...",
         tuple[AdapterText, ...]: "NAME=FOLDER",
     }
     return names[kind]
@@ -351,24 +427,6 @@ class _ConfigFile:
 
     def _fail(self, at: str, what: str, name: str, known: Iterable[str]) -> NoReturn:
         raise ConfigError(f"{at}: {what} `{name}`", hint=suggest(name, known))
-
-
-def read_api_keys(config: ServeConfig) -> tuple[str, ...]:
-    """Every key that the server accepts; none when it asks for none. Raises ConfigError."""
-    keys = [config.server.api_key.get_secret_value()] if config.server.api_key else []
-    file = config.server.api_key_file
-    if file is None:
-        return tuple(keys)
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"cannot read the key file `{file}`: {reason}") from error
-    from_file = [line for line in lines if line and not line.startswith("#")]
-    if not from_file:
-        # Serving without a key because its file happens to be empty would be a nasty surprise.
-        raise ConfigError(f"the key file `{file}` holds no key", hint="write one key a line")
-    return (*keys, *from_file)
 
 
 def format_config(resolved: ResolvedConfig) -> str:

@@ -8,7 +8,9 @@
         BuildError                    a compilation that started and could not finish
         EngineError                   an engine folder: missing, damaged, built for another machine
         BackendError                  the library behind an engine: missing, wrong version, failed
+        BenchError                    a benchmark that could not be run to its end
       RequestError                    what an HTTP client sees: status, type, code, param
+        InvalidHttp                   400 invalid_http
         InvalidJson                   400 invalid_json
         MissingParameter              400 missing_required_parameter
         InvalidValue                  400 invalid_value
@@ -18,9 +20,13 @@
         NotFound                      404 not_found
           ModelNotFound               404 model_not_found
         MethodNotAllowed              405 method_not_allowed
+        BodyTimeout                   408 body_timeout
         ContentTooLarge               413 content_too_large
         UnsupportedMediaType          415 unsupported_media_type
         QueueFull                     429 queue_full
+        RateLimitExceeded             429 rate_limit_exceeded
+          AboveRateLimit              429 rate_limit_exceeded, not to be sent again
+        HeadTooLarge                  431 head_too_large
         InternalError                 500 internal_error
         EngineLoading                 503 engine_loading
         ShuttingDown                  503 shutting_down
@@ -77,6 +83,10 @@ class BackendError(CommandError):
     pass
 
 
+class BenchError(CommandError):
+    pass
+
+
 class RequestError(DeepInferError):
     """An error for an HTTP client, in the shape that the OpenAI SDK reads."""
 
@@ -98,6 +108,10 @@ class InvalidRequest(RequestError):
     status = 400
     type = "invalid_request_error"
     code = "invalid_value"
+
+
+class InvalidHttp(InvalidRequest):
+    code = "invalid_http"
 
 
 class InvalidJson(InvalidRequest):
@@ -140,6 +154,11 @@ class MethodNotAllowed(InvalidRequest):
     code = "method_not_allowed"
 
 
+class BodyTimeout(InvalidRequest):
+    status = 408
+    code = "body_timeout"
+
+
 class ContentTooLarge(InvalidRequest):
     status = 413
     code = "content_too_large"
@@ -150,10 +169,25 @@ class UnsupportedMediaType(InvalidRequest):
     code = "unsupported_media_type"
 
 
+class HeadTooLarge(InvalidRequest):
+    status = 431
+    code = "head_too_large"
+
+
 class QueueFull(RequestError):
     status = 429
     type = "rate_limit_error"
     code = "queue_full"
+
+
+class RateLimitExceeded(RequestError):
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class AboveRateLimit(RateLimitExceeded):
+    """The request is more than is ever allowed, whatever else is going on."""
 
 
 class InternalError(RequestError):

@@ -217,7 +217,7 @@ def find_engine_folders(engine_dir: Path) -> list[Path]:
     """The path of every engine in `engine_dir`, which may also be one engine itself, sorted.
 
     Hidden folders are builds in progress and are passed over. Raises EngineError when the folder
-    does not exist.
+    does not exist, and for an engine that a symbolic link brings in from elsewhere.
     """
     if not engine_dir.is_dir():
         raise EngineError(
@@ -227,7 +227,19 @@ def find_engine_folders(engine_dir: Path) -> list[Path]:
     if (engine_dir / MANIFEST_NAME).exists():
         return [engine_dir]
     folders = sorted(path for path in engine_dir.iterdir() if not path.name.startswith("."))
-    return [path for path in folders if (path / MANIFEST_NAME).exists()]
+    engines = [path for path in folders if (path / MANIFEST_NAME).exists()]
+    for path in engines:
+        if not _is_within(engine_dir, path):
+            raise EngineError(
+                f"`{path}` leads out of the engine folder, to `{path.resolve()}`",
+                hint="move the engine there, or serve it with an `--engine-dir` of its own",
+            )
+    return engines
+
+
+def _is_within(folder: Path, path: Path) -> bool:
+    """Whether `path` is below `folder` once every symbolic link is followed."""
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def find_engines(engine_dir: Path) -> list[EngineFolder]:
@@ -261,6 +273,8 @@ def find_damage(engine: EngineFolder, *, with_digests: bool) -> Iterator[str]:
         path = engine.path / name
         if not path.is_file():
             yield f"{name} is missing"
+        elif not _is_within(engine.path, path):
+            yield f"{name} leads out of the folder, to {path.resolve()}"
         elif (size := path.stat().st_size) != record.size_bytes:
             yield f"{name} has {size:,} bytes; the manifest says {record.size_bytes:,}"
         elif with_digests and record_file(path).sha256 != record.sha256:

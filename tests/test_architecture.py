@@ -54,6 +54,8 @@ RULES: dict[str, list[str]] = {
     "server.*": [*LOW, *TEXT, *CLIENT, "server.*"],
     "terminal": BASE,
     "doctor.*": [*LOW, "terminal", "doctor.*"],
+    # Peers are measured by the same client, so it knows no server.
+    "bench.*": [*LOW, "terminal", "runtime.client", "runtime.call", "bench.*"],
     "commands.*": ["*"],
     "cli": ["commands", "logs", "validation"],
     "__main__": ["cli", "errors"],

@@ -16,7 +16,6 @@ from deepinfer.config import (
     environment_name,
     format_config,
     load_config,
-    read_api_keys,
 )
 from deepinfer.errors import ConfigError
 
@@ -68,12 +67,19 @@ def test_every_key_can_be_given_in_the_environment() -> None:
         "server.api_key": "k",
         "server.api_key_file": "f",
         "server.metrics_need_key": "false",
+        "server.cors_origins": "https://a.example, http://localhost:3000",
+        "server.tls_certificate": "c",
+        "server.tls_key": "t",
+        "limits.requests_per_minute": "60",
+        "limits.tokens_per_minute": "1000",
+        "limits.concurrent_requests": "4",
         "server.max_body_bytes": "2048",
         "server.shutdown_timeout_s": "1.5",
         "engine.engine_dir": "d",
         "engine.model": "m",
         "engine.served_model_names": "a, b",
         "engine.lora": "x=a/b, y=c",
+        "server.receive_timeout_s": "40",
         "server.request_timeout_s": "30",
         "server.queue_timeout_s": "20",
         "server.stalled_client_timeout_s": "9",
@@ -168,6 +174,12 @@ def test_names_are_a_list_in_a_file_and_divided_by_commas_elsewhere(tmp_path: Pa
     assert "served_model_names: [a, b/c]  # option" in format_config(given)
 
 
+@pytest.mark.parametrize("origin", ["example.com", "https://a.example/", "https://", "null"])
+def test_wrong_origin_is_refused(origin: str) -> None:
+    with pytest.raises(ConfigError, match="`server.cors_origins` must be \\* or an origin"):
+        load_config(None, {}, [flag("server.cors_origins", f"https://a.example,{origin}")])
+
+
 @pytest.mark.parametrize("names", ["", "a,,b", "a,"])
 def test_empty_name_is_refused(names: str) -> None:
     with pytest.raises(ConfigError, match="`engine.served_model_names` must not be empty"):
@@ -196,16 +208,6 @@ def test_printed_configuration_is_read_back_to_the_same(tmp_path: Path) -> None:
     resolved = load_config(None, {}, flags)
     file = write(tmp_path, format_config(resolved))
     assert load_config(file, {}, []).config == resolved.config
-
-
-def test_keys_come_from_both_places(tmp_path: Path) -> None:
-    keys = tmp_path / "keys"
-    keys.write_text("# first\none\n\n  two  \n")
-    flags = [flag("server.api_key", "zero"), flag("server.api_key_file", str(keys))]
-    assert read_api_keys(load_config(None, {}, flags).config) == ("zero", "one", "two")
-    assert read_api_keys(ServeConfig()) == ()
-    with pytest.raises(ConfigError, match="cannot read the key file"):
-        read_api_keys(load_config(None, {}, [flag("server.api_key_file", "/no/keys")]).config)
 
 
 def test_empty_key_is_refused() -> None:

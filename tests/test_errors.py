@@ -42,10 +42,12 @@ def descendants(root: type[DeepInferError]) -> Iterator[type[DeepInferError]]:
             yield from descendants(child)
 
 
+# What a client is told not to send again is the same error to it otherwise.
+FINAL = {errors.AboveRateLimit, errors.RequestAbandoned}
 REQUEST_ERRORS = [
     kind
     for kind in descendants(RequestError)
-    if issubclass(kind, RequestError) and kind is not InvalidRequest
+    if issubclass(kind, RequestError) and kind is not InvalidRequest and kind not in FINAL
 ]
 
 
@@ -70,6 +72,14 @@ def test_drawing_shows_every_class_under_its_parent() -> None:
 @pytest.mark.parametrize("kind", REQUEST_ERRORS, ids=lambda kind: kind.__name__)
 def test_drawing_shows_status_and_code(kind: type[RequestError]) -> None:
     assert re.search(rf"{kind.__name__} +{kind.status} {kind.code}\n", errors.__doc__ or "")
+
+
+@pytest.mark.parametrize("kind", sorted(FINAL, key=str), ids=lambda kind: kind.__name__)
+def test_error_that_is_final_differs_from_its_parent_in_that_only(kind: type[RequestError]) -> None:
+    parent = kind.__mro__[1]
+    assert (kind.status, kind.type, kind.code) == (parent.status, parent.type, parent.code)
+    line = rf"{kind.__name__} +{kind.status} {kind.code}, not to be sent again\n"
+    assert re.search(line, errors.__doc__ or "")
 
 
 @pytest.mark.parametrize("kind", REQUEST_ERRORS, ids=lambda kind: kind.__name__)

@@ -138,6 +138,32 @@ def test_damage_is_listed_for_each_file(tmp_path: Path) -> None:
     assert list(find_damage(engine, with_digests=True)) == by_digest
 
 
+def test_file_from_outside_of_the_engine_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / "weights").write_bytes(b"abc")
+    engine = make_simulated_engine(tmp_path / "engine")
+    (tmp_path / "engine" / "weights").rename(tmp_path / "elsewhere")
+    (tmp_path / "engine" / "weights").symlink_to(tmp_path / "elsewhere")
+    found = list(find_damage(engine, with_digests=False))
+    assert found == [f"weights leads out of the folder, to {tmp_path / 'elsewhere'}"]
+
+
+def test_link_to_an_engine_is_followed_only_within_the_folder(tmp_path: Path) -> None:
+    engines = tmp_path / "engines"
+    make_simulated_engine(engines / "one")
+    (engines / "two").symlink_to(engines / "one")
+    (tmp_path / "link").symlink_to(engines)
+    assert find_engine_folders(tmp_path / "link") == [
+        tmp_path / "link" / "one",
+        tmp_path / "link" / "two",
+    ]
+    make_simulated_engine(tmp_path / "outside")
+    (engines / "three").symlink_to(tmp_path / "outside")
+    with pytest.raises(EngineError, match="three` leads out of the engine folder, to `") as refused:
+        find_engine_folders(engines)
+    assert "\n" not in refused.value.message
+
+
 def test_schema_has_not_changed_without_a_new_version() -> None:
     # Engines outlive releases: a field that they lack needs a default or a new SCHEMA_VERSION.
     required = {name for name, field in EngineManifest.model_fields.items() if field.is_required()}

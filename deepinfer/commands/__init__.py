@@ -10,6 +10,7 @@ from __future__ import annotations
 SUMMARIES = {
     "build": "Compile a Hugging Face checkpoint into an engine",
     "serve": "Serve engines behind OpenAI-compatible routes",
+    "bench": "Measure a server over HTTP, or an engine without it",
     "engines": "List, inspect and verify engines",
     "doctor": "Check what works on this machine, and what to do about the rest",
 }

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from deepinfer.manifest import EngineFolder
     from deepinfer.server.adapters import PlacedAdapter
     from deepinfer.server.engines import ServedEngine
+    from deepinfer.server.keys import KeyRing
     from deepinfer.server.names import EngineNames
     from deepinfer.server.state import ServerState
     from deepinfer.server.tracing import RequestTracer
@@ -54,11 +55,18 @@ class ConfigOption(click.Option):
 @click.option("--port", cls=ConfigOption, path="server.port")
 @click.option("--api-key-file", cls=ConfigOption, path="server.api_key_file")
 @click.option("--metrics-need-key", cls=ConfigOption, path="server.metrics_need_key")
+@click.option("--cors-origins", cls=ConfigOption, path="server.cors_origins")
+@click.option("--tls-certificate", cls=ConfigOption, path="server.tls_certificate")
+@click.option("--tls-key", cls=ConfigOption, path="server.tls_key")
 @click.option("--max-body-bytes", cls=ConfigOption, path="server.max_body_bytes")
+@click.option("--receive-timeout", cls=ConfigOption, path="server.receive_timeout_s")
 @click.option("--request-timeout", cls=ConfigOption, path="server.request_timeout_s")
 @click.option("--queue-timeout", cls=ConfigOption, path="server.queue_timeout_s")
 @click.option("--stalled-client-timeout", cls=ConfigOption, path="server.stalled_client_timeout_s")
 @click.option("--shutdown-timeout", cls=ConfigOption, path="server.shutdown_timeout_s")
+@click.option("--requests-per-minute", cls=ConfigOption, path="limits.requests_per_minute")
+@click.option("--tokens-per-minute", cls=ConfigOption, path="limits.tokens_per_minute")
+@click.option("--concurrent-requests", cls=ConfigOption, path="limits.concurrent_requests")
 @click.option("--max-waiting-requests", cls=ConfigOption, path="engine.max_waiting_requests")
 @click.option("--max-waiting-tokens", cls=ConfigOption, path="engine.max_waiting_tokens")
 @click.option("--resume-attempts", cls=ConfigOption, path="engine.resume_attempts")
@@ -122,29 +130,31 @@ def _run(config: ServeConfig, *, log_level: str) -> None:
     import time
 
     from deepinfer import logs
-    from deepinfer.config import read_api_keys
     from deepinfer.server.choice import choose_engines
+    from deepinfer.server.keys import KeyRing, read_keys
     from deepinfer.server.listen import base_url, is_public, listen
+    from deepinfer.server.tls import open_tls
 
     logs.configure(log_level, config.logging.format)
     logger = logging.getLogger(__name__)
-    api_keys = read_api_keys(config)
+    keys = KeyRing(read_keys(config), config.limits)
+    tls = open_tls(config.server.tls_certificate, config.server.tls_key)
     engines = choose_engines(config.engine.engine_dir, config.engine.model)
     with listen(
         config.server.host,
         config.server.port,
         stalled_client_timeout_s=config.server.stalled_client_timeout_s,
     ) as listener:
-        url = base_url(listener)
+        url = base_url(listener, has_tls=tls is not None)
         logger.info("listening on %s", url)
-        if is_public(listener) and not api_keys:
+        if is_public(listener) and not keys:
             logger.warning(
                 "ANYONE who can reach %s may use this server: it listens on a public address and "
                 "asks for no API key; set server.api_key or --api-key-file, or listen on 127.0.0.1",
                 config.server.host,
             )
         started_at = time.monotonic()
-        state = _make_state(config, engines, api_keys)
+        state = _make_state(config, engines, keys)
         logger.info("tokenizers loaded in %.1f s", time.monotonic() - started_at)
 
         from deepinfer.server import lifetime
@@ -152,12 +162,12 @@ def _run(config: ServeConfig, *, log_level: str) -> None:
 
         def announce() -> None:
             if config.logging.format == "text":  # else stderr is for programs to read
-                block = describe_server(state.engines, url, needs_key=bool(api_keys))
+                block = describe_server(state.engines, url, needs_key=bool(keys))
                 click.echo(block, file=sys.stderr, nl=False)
 
         try:
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-                runner.run(lifetime.serve(state, listener, announce))
+                runner.run(lifetime.serve(state, listener, announce, tls))
         finally:
             if state.tracer is not None:
                 state.tracer.close()
@@ -188,9 +198,7 @@ def _loop_factory() -> Any:
     return uvloop.new_event_loop
 
 
-def _make_state(
-    config: ServeConfig, engines: Sequence[EngineFolder], api_keys: tuple[str, ...]
-) -> ServerState:
+def _make_state(config: ServeConfig, engines: Sequence[EngineFolder], keys: KeyRing) -> ServerState:
     from deepinfer.device import read_gpus
     from deepinfer.server.adapters import place_adapters
     from deepinfer.server.engines import EngineCatalog
@@ -208,7 +216,7 @@ def _make_state(
     return ServerState(
         config=config,
         engines=EngineCatalog(served, _adapt(served, adapters)),
-        api_keys=api_keys,
+        keys=keys,
         read_gpus=read_gpus,
         gpus=read_gpus(),
         tracer=_open_tracer(config),
@@ -272,11 +280,17 @@ def _open(
     tool_format = config.engine.tool_format
     tokenizer = Tokenizer.load(engine.tokenizer_dir)
     chat_template = ChatTemplate.load(engine.tokenizer_dir)
-    logging.getLogger(__name__).info(
+    logger = logging.getLogger(__name__)
+    logger.info(
         "engine `%s` answers to %s",
         engine.manifest.name,
         ", ".join(f"`{name}`" for name in (*names.listed, *names.unlisted)),
     )
+    if engine.manifest.model.trust_remote_code:
+        logger.warning(
+            "engine `%s` was built with --trust-remote-code: code of its checkpoint may run in it",
+            engine.manifest.name,
+        )
     return ServedEngine(
         EngineClient(engine, options),
         tokenizer,

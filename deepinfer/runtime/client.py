@@ -127,7 +127,9 @@ class EngineClient:
             with call.limits():
                 while unfinished:
                     chunks = await call.receive()
-                    unfinished -= {chunk.request_id for chunk in chunks if chunk.finish_reason}
+                    for chunk in chunks:
+                        if chunk.finish_reason is not None:
+                            unfinished.discard(chunk.request_id)
                     yield chunks
         finally:
             self._remove(unfinished)
@@ -234,7 +236,8 @@ class EngineClient:
         pid = self.engine_pid
         if pid is None or self._connection is None:
             return None
-        return Life(pid, is_loading=not self.status.is_ready)
+        is_busy = self.load.num_running > 0
+        return Life(pid, is_loading=not self.status.is_ready, is_busy=is_busy)
 
     # From the engine
 
@@ -314,10 +317,13 @@ class EngineClient:
 
     def _on_step(self, message: wire.Step) -> None:
         self.load = message.load
+        if message.chunks:
+            self._watchdog.advance()
         interrupted: list[Flight] = []
+        find_airborne = self._hangar.find_airborne
         for chunk in message.chunks:
             # A request that was cancelled a moment ago may still have tokens under way.
-            flight = self._hangar.find_airborne(chunk.request_id)
+            flight = find_airborne(chunk.request_id)
             if flight is None:
                 continue
             if chunk.finish_reason is FinishReason.INTERRUPTED:

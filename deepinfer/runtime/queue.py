@@ -134,7 +134,7 @@ class AdmissionQueue:
         if self.capacity.blocks_for(request.max_total_len) > self.capacity.num_blocks:
             raise ContextLengthExceeded(
                 f"The prompt has {len(request.prompt_token_ids):,} tokens and max_tokens is "
-                f"{request.sampling.max_tokens:,}; the KV cache of this engine holds "
-                f"{self.capacity.num_tokens:,} tokens",
+                f"{request.sampling.max_tokens:,}; by its KV cache this engine's maximum context "
+                f"length is {self.capacity.num_tokens:,} tokens",
                 param="max_tokens",
             )

@@ -20,6 +20,7 @@ class Life:
 
     pid: int
     is_loading: bool
+    is_busy: bool  # requests run
 
 
 class Watchdog:
@@ -44,6 +45,10 @@ class Watchdog:
         """The engine has said something."""
         self._heartbeat.hear(asyncio.get_running_loop().time())
 
+    def advance(self) -> None:
+        """Tokens have come."""
+        self._heartbeat.advance(asyncio.get_running_loop().time())
+
     async def run(self) -> None:
         """Watch until cancelled."""
         loop = asyncio.get_running_loop()
@@ -66,7 +71,9 @@ class Watchdog:
     def _check(self, life: Life, now: float) -> None:
         self._ping()
         ticks = read_cpu_ticks(life.pid)
-        fault = self._heartbeat.find_fault(now, ticks, is_loading=life.is_loading)
+        fault = self._heartbeat.find_fault(
+            now, ticks, is_loading=life.is_loading, is_busy=life.is_busy
+        )
         if fault is not None:
             logger.error("engine process %d hangs: %s; killing it", life.pid, fault)
             self._kill()

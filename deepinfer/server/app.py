@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from deepinfer import __version__
 from deepinfer.errors import RequestError
 from deepinfer.server.auth import HEALTH_PATHS, METRICS_PATH, KeyCheck
 from deepinfer.server.context import RequestContext
 from deepinfer.server.disconnect import CancelOnDisconnect
-from deepinfer.server.errors import handle_http_exception, handle_request_error
+from deepinfer.server.errors import METHODS, handle_http_exception, handle_request_error
+from deepinfer.server.limit_check import LimitCheck
 from deepinfer.server.openapi import build_openapi
 from deepinfer.server.routes import (
     chat,
@@ -25,6 +27,16 @@ from deepinfer.server.routes import (
     version,
 )
 from deepinfer.server.state import ServerState
+
+# Of a response; a page sees a few of its headers without being told.
+HEADERS_FOR_PAGES = (
+    *("x-request-id", "request-id", "retry-after", "x-should-retry"),
+    *(
+        f"x-ratelimit-{what}-{unit}"
+        for unit in ("requests", "tokens")
+        for what in ("limit", "remaining", "reset")
+    ),
+)
 
 
 def create_app(state: ServerState) -> FastAPI:
@@ -55,11 +67,26 @@ def create_app(state: ServerState) -> FastAPI:
     app.add_exception_handler(HTTPException, handle_http_exception)
     # The last one added is the outermost.
     app.add_middleware(CancelOnDisconnect)
-    app.add_middleware(KeyCheck, keys=state.api_keys, open_paths=_open_paths(state))
+    app.add_middleware(LimitCheck, keys=state.keys, limiter=state.limiter)
+    app.add_middleware(KeyCheck, keys=state.keys, open_paths=_open_paths(state))
     app.add_middleware(RequestContext, state=state)
+    _open_to_pages(app, state)
     document = build_openapi(app)
     app.openapi = lambda: document  # type: ignore[method-assign]
     return app
+
+
+def _open_to_pages(app: FastAPI, state: ServerState) -> None:
+    """Let the pages of some origins call; a browser asks for that before it sends a key."""
+    origins = state.config.server.cors_origins
+    if origins is not None:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=METHODS,
+            allow_headers=["*"],
+            expose_headers=HEADERS_FOR_PAGES,
+        )
 
 
 def _open_paths(state: ServerState) -> frozenset[str]:

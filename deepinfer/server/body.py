@@ -1,39 +1,56 @@
 """From the bytes of a request to a model that cannot be wrong: size, type, encoding, JSON, schema.
 
-Nothing is parsed before its size is known to be allowed. What the body asks for is none of this
-module's business.
+Nothing is parsed before its size is known to be allowed, and nothing large on the event loop. Of
+keys that an object has twice the last one counts. What the body asks for is none of this module's
+business.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TypeVar
 
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from deepinfer.errors import ContentTooLarge, UnsupportedMediaType
+from deepinfer.config import ServerSection
+from deepinfer.errors import BodyTimeout, ContentTooLarge, UnsupportedMediaType
 from deepinfer.server.errors import ClientDisconnected, from_validation
 from deepinfer.server.schema_base import Schema
 
 logger = logging.getLogger(__name__)
 
+# Above it JSON is parsed in a thread. That helps as far as Python's lock is passed on, which
+# happens between fields and not within them; benchmarks/large_bodies.py has the figures.
+INLINE_BYTES = 32 * 1024
 UTF8_NAMES = {"utf-8", "utf8", "us-ascii", "ascii"}
 
 SchemaT = TypeVar("SchemaT", bound=Schema)
 
 
-async def read_json(request: Request, schema: type[SchemaT], *, max_bytes: int) -> SchemaT:
+async def read_json(request: Request, schema: type[SchemaT], *, limits: ServerSection) -> SchemaT:
     """The body as a `schema`. Raises a RequestError, or ClientDisconnected when it never ends."""
-    _check_headers(request, max_bytes)
-    data = await _read(request, max_bytes)
+    _check_headers(request, limits.max_body_bytes)
     try:
-        body = schema.model_validate_json(data)
-    except ValidationError as error:
-        raise from_validation(error) from None
+        async with asyncio.timeout(limits.receive_timeout_s):
+            data = await _read(request, limits.max_body_bytes)
+    except TimeoutError:
+        raise BodyTimeout(f"The body has not come within {limits.receive_timeout_s:g} s") from None
+    if len(data) <= INLINE_BYTES:
+        body = _parse(schema, data)
+    else:
+        body = await asyncio.to_thread(_parse, schema, data)
     if body.unknown_fields:
         logger.debug("ignored unknown fields: %s", ", ".join(sorted(body.unknown_fields)))
     return body
+
+
+def _parse(schema: type[SchemaT], data: bytes) -> SchemaT:
+    try:
+        return schema.model_validate_json(data)
+    except ValidationError as error:
+        raise from_validation(error) from None
 
 
 def _check_headers(request: Request, max_bytes: int) -> None:

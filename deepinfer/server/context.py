@@ -16,7 +16,7 @@ from deepinfer.server.errors import ClientDisconnected, as_request_error, error_
 from deepinfer.server.ids import choose_request_id
 from deepinfer.server.messages_api.errors import speaks_messages
 from deepinfer.server.meter import CLIENT_CLOSED_REQUEST
-from deepinfer.server.record import RECORD_KEY, RequestRecord
+from deepinfer.server.record import DIRECT_SEND_KEY, RECORD_KEY, RequestRecord
 from deepinfer.server.state import ServerState
 
 logger = logging.getLogger(__name__)
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 PROBES = HEALTH_PATHS | {METRICS_PATH}  # that programs read every few seconds
 MAX_LOGGED_PATH = 200
 EVENT_STREAM = b"text/event-stream"
+# Answers are one client's own, and are what their type says whatever a browser makes of them.
+PRIVATE_HEADERS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 UNMATCHED = "unmatched"  # in place of a route, for a path that is none
 
 
@@ -40,6 +42,7 @@ class RequestContext:
             return
         record = RequestRecord(choose_request_id(Headers(scope=scope).get("x-request-id")))
         scope[RECORD_KEY] = record
+        scope[DIRECT_SEND_KEY] = send
         current_request_id.set(record.request_id)
 
         async def send_and_record(message: Message) -> None:
@@ -66,7 +69,9 @@ class RequestContext:
         headers = message.get("headers", ())
         record.is_stream = any(value.startswith(EVENT_STREAM) for _, value in headers)
         self._state.meter.num_open_streams += record.is_stream
-        message["headers"] = [*headers, *self._headers(scope, record)]
+        given = {name for name, _ in headers}
+        plain = [header for header in PRIVATE_HEADERS if header[0] not in given]
+        message["headers"] = [*headers, *plain, *self._headers(scope, record)]
 
     def _end(self, scope: Scope, record: RequestRecord) -> None:
         route = getattr(scope.get("route"), "path", UNMATCHED)

@@ -18,6 +18,8 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from deepinfer.errors import (
+    AboveRateLimit,
+    BodyTimeout,
     EngineLoading,
     EngineUnavailable,
     InternalError,
@@ -73,10 +75,13 @@ def error_headers(error: RequestError) -> dict[str, str]:
     headers: dict[str, str] = {}
     if isinstance(error, InvalidApiKey):
         headers["www-authenticate"] = "Bearer"
+    if isinstance(error, BodyTimeout):
+        # What is still to come of the body must not be waited for.
+        headers["connection"] = "close"
     if error.status in (429, 503):
         seconds = DEFAULT_RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
         headers["retry-after"] = str(min(max(seconds, 1), MAX_RETRY_AFTER_S))
-    if isinstance(error, InternalError | RequestTimeout | RequestAbandoned):
+    if isinstance(error, InternalError | RequestTimeout | RequestAbandoned | AboveRateLimit):
         headers["x-should-retry"] = "false"
     return headers
 

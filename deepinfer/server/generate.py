@@ -7,7 +7,7 @@ stream cancels what still runs. This module knows neither HTTP nor the shape of 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Literal
 
@@ -93,37 +93,42 @@ class Generation:
             for i, choice in enumerate(self._plan.choices)
         ]
 
-    def _advance(self, chunks: Iterable[TokenChunk]) -> list[Delta]:
+    def _advance(self, chunks: Sequence[TokenChunk]) -> list[Delta]:
         """What the chunks add to each choice, whatever number of them a slow reader let pile up."""
-        texts: dict[int, str] = {}
-        tokens: dict[int, list[PlacedToken]] = {}
+        if len(chunks) == 1:  # nearly always
+            delta = self._take(chunks[0])
+            return [] if delta is None else [delta]
+        joined: dict[int, Delta] = {}
         for chunk in chunks:
-            choice = self._by_request_id[chunk.request_id]
-            output = choice.output
-            has_ended = output.finish_reason is not None
-            if has_ended:
-                continue  # tokens that were under way when a stop string ended it
-            if chunk.finish_reason is FinishReason.ERROR:
-                raise _error_of(chunk)
-            text = output.push(chunk)
-            if choice.request.sampling.num_log_probs is not None:
-                placed = tokens.setdefault(choice.index, [])
-                placed += self._place_prompt(choice, chunk)
-                placed += output.take_scores(text)
-            if choice.index in self._unechoed:
-                self._unechoed.remove(choice.index)
-                text = (choice.echo or "") + text
-            texts[choice.index] = texts.get(choice.index, "") + text
-            if output.finish_reason is not None:
-                self._num_unfinished -= 1
-                if chunk.finish_reason is None:  # a stop string, which the engine knows nothing of
-                    self._engine.client.cancel([chunk.request_id])
-        reasons = [self._plan.choices[index].output.finish_reason for index in texts]
-        return [
-            Delta(index, text, reason, tuple(tokens.get(index, ())))
-            for (index, text), reason in zip(texts.items(), reasons, strict=True)
-            if text or reason is not None or tokens.get(index)
-        ]
+            delta = self._take(chunk)
+            if delta is not None:
+                before = joined.get(delta.index)
+                joined[delta.index] = delta if before is None else _join(before, delta)
+        return list(joined.values())
+
+    def _take(self, chunk: TokenChunk) -> Delta | None:
+        """What one chunk adds to its choice; None for nothing that shows."""
+        choice = self._by_request_id[chunk.request_id]
+        output = choice.output
+        has_ended = output.finish_reason is not None
+        if has_ended:
+            return None  # tokens that were under way when a stop string ended it
+        if chunk.finish_reason is FinishReason.ERROR:
+            raise _error_of(chunk)
+        text = output.push(chunk)
+        tokens: tuple[PlacedToken, ...] = ()
+        if choice.request.sampling.num_log_probs is not None:
+            tokens = (*self._place_prompt(choice, chunk), *output.take_scores(text))
+        if self._unechoed and choice.index in self._unechoed:
+            self._unechoed.remove(choice.index)
+            text = (choice.echo or "") + text
+        if output.finish_reason is not None:
+            self._num_unfinished -= 1
+            if chunk.finish_reason is None:  # a stop string, which the engine knows nothing of
+                self._engine.client.cancel([chunk.request_id])
+        elif not text and not tokens:
+            return None
+        return Delta(choice.index, text, output.finish_reason, tokens)
 
     def _place_prompt(self, choice: Choice, chunk: TokenChunk) -> list[PlacedToken]:
         """The scored tokens of an echoed prompt, which come with the first chunk."""
@@ -142,6 +147,10 @@ class Generation:
         )
 
     def _note_submission(self) -> None:
+        """Raises RateLimitExceeded when the key has no tokens left for it."""
+        if self._record.allowance is not None:
+            longest = sum(choice.request.sampling.max_tokens for choice in self._plan.choices)
+            self._record.allowance.reserve(self._plan.prompt_tokens, longest)
         self._record.model = self._engine.model_id
         self._record.submitted_at = time.monotonic()
         self._engine.meter.begin(self)
@@ -155,10 +164,18 @@ class Generation:
     def _note_outcome(self) -> None:
         outputs = [choice.output for choice in self._plan.choices]
         reasons = (output.finish_reason for output in outputs)
-        self._record.usage = self.usage
+        self._record.usage = usage = self.usage
+        if self._record.allowance is not None:
+            was_taken = self._record.admitted_at is not None
+            self._record.allowance.settle(usage.total_tokens if was_taken else 0)
         self._record.finish_reasons = [reason or FinishReason.CANCELLED for reason in reasons]
         output_lens = [output.completion_tokens for output in outputs]
         self._engine.meter.end(self, self._record, output_lens)
+
+
+def _join(first: Delta, second: Delta) -> Delta:
+    text, tokens = first.text + second.text, first.tokens + second.tokens
+    return Delta(first.index, text, second.finish_reason, tokens)
 
 
 def _error_of(chunk: TokenChunk) -> RequestError:

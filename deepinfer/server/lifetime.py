@@ -2,7 +2,7 @@
 
 The API answers from the first moment, so that a client sees how far the loading is. A signal ends
 it: no more work is taken, running requests have some time to finish, a second signal takes that
-time away.
+time away. SIGHUP reads the file with the keys again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import logging
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Callable, Generator
 
@@ -21,6 +22,7 @@ from deepinfer.errors import BackendError
 from deepinfer.runtime.client import EngineClient
 from deepinfer.server.app import create_app
 from deepinfer.server.listen import BACKLOG
+from deepinfer.server.protocol import bounded_protocol
 from deepinfer.server.state import ServerState
 
 logger = logging.getLogger(__name__)
@@ -62,14 +64,27 @@ class _StopSignals:
         self.first.set()
 
 
-async def serve(state: ServerState, listener: socket.socket, announce: Callable[[], None]) -> None:
+def _reload_keys_on_hangup(state: ServerState) -> None:
+    """Without a file there is nothing to read, and the signal means what it does everywhere."""
+    if state.config.server.api_key_file is not None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, state.keys.reload, state.config)
+
+
+async def serve(
+    state: ServerState,
+    listener: socket.socket,
+    announce: Callable[[], None],
+    tls: ssl.SSLContext | None = None,
+) -> None:
     """Run until a signal comes and all is drained; call `announce` when the engines are ready.
 
     Raises BackendError when no engine can be loaded; of several, those that can are served.
     """
     signals = _StopSignals(state)
     signals.install()
-    server = _make_server(state)
+    _reload_keys_on_hangup(state)
+    server = _make_server(state, tls)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     serving.add_done_callback(lambda _: signals.first.set())
     try:
@@ -82,23 +97,24 @@ async def serve(state: ServerState, listener: socket.socket, announce: Callable[
     logger.info("stopped")
 
 
-def _make_server(state: ServerState) -> _HttpServer:
-    return _HttpServer(
-        uvicorn.Config(
-            create_app(state),
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            backlog=BACKLOG,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=FLUSH_TIMEOUT_S,
-        )
+def _make_server(state: ServerState, tls: ssl.SSLContext | None) -> _HttpServer:
+    config = uvicorn.Config(
+        create_app(state),
+        http=bounded_protocol(state.config.server.receive_timeout_s),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=FLUSH_TIMEOUT_S,
     )
+    config.load()
+    config.ssl = tls  # uvicorn itself takes files only
+    return _HttpServer(config)
 
 
 async def _load_and_wait(

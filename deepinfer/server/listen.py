@@ -59,14 +59,15 @@ def is_public(listener: socket.socket) -> bool:
     return not ipaddress.ip_address(_address(listener)).is_loopback
 
 
-def base_url(listener: socket.socket) -> str:
+def base_url(listener: socket.socket, *, has_tls: bool = False) -> str:
     """The URL to give to a client on this machine."""
     address = ipaddress.ip_address(_address(listener))
     if address.is_unspecified:
         host = "localhost"
     else:
         host = f"[{address}]" if address.version == 6 else str(address)
-    return f"http://{host}:{listener.getsockname()[1]}"
+    scheme = "https" if has_tls else "http"
+    return f"{scheme}://{host}:{listener.getsockname()[1]}"
 
 
 def _address(listener: socket.socket) -> str:

@@ -7,6 +7,7 @@ tokens. What comes out is final: no default and no doubt is left for those who r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Sequence
 from copy import copy
@@ -27,13 +28,17 @@ from deepinfer.server.schemas import (
     Prompt,
     TokenIds,
 )
-from deepinfer.text.output import OutputText
+from deepinfer.text.chat_template import MAX_RENDER_S
+from deepinfer.text.output import NoOutput, OutputText
 from deepinfer.text.reasoning import CLOSING, OPENING
 from deepinfer.text.scores import ScoreKeeper
 from deepinfer.text.stop import StopMatcher
+from deepinfer.text.template_bounds import TemplateTooSlow
 
 # Above this many characters a text is tokenised in a thread, so that the event loop goes on.
 INLINE_CHARS = 4_096
+# A template that needs longer starts again in a thread, where others are not kept waiting.
+INLINE_RENDER_S = 0.02
 # Arguments of templates that may be as long as the body; to measure them is to write them out.
 LONG_ARGUMENTS = {"tools", "documents"}
 # One message to the engine process holds every sequence with its prompt.
@@ -47,10 +52,7 @@ class Scoring:
 
     num_log_probs: int | None = None  # at each place beside the token's own; None for none at all
     is_echo: bool = False  # the answer begins with its prompt
-
-    @property
-    def with_prompt(self) -> bool:
-        return self.is_echo and self.num_log_probs is not None
+    with_prompt: bool = False  # and the prompt is scored too
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,9 @@ async def prepare_completion(engine: ServedEngine, body: CompletionBody, id_: st
     prompts = await tokenize_prompts(
         engine, body.prompt, add_special_tokens=body.add_special_tokens
     )
-    scoring = Scoring(body.logprobs, body.echo)
+    is_ranked = body.num_candidates > body.n
+    num_log_probs = 0 if is_ranked and body.logprobs is None else body.logprobs
+    scoring = Scoring(num_log_probs, body.echo, body.echo and body.logprobs is not None)
     return _plan(engine, body, prompts, body.max_tokens, id_, scoring, param="prompt")
 
 
@@ -142,17 +146,24 @@ async def tokenize_chat(
     **template_options: Any,
 ) -> TokenIds:
     """`template_options` are those of ChatTemplate.render, and so is what this raises."""
-    inputs = [message.as_template_input() for message in messages]
+    tokenizer = engine.tokenizer
+    arguments = template_options.pop("arguments")
+    given = [[message.as_template_input() for message in messages], arguments]
 
-    def tokenize() -> TokenIds:
-        text = engine.chat_template.render(inputs, **template_options)
-        return tuple(engine.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+    def tokenize(limit_s: float = MAX_RENDER_S) -> TokenIds:
+        # What reads like a control token to the model is to be mere text where clients say it.
+        hidden = tokenizer.special_text.hide(given)
+        text = engine.chat_template.render(
+            hidden[0], arguments=hidden[1], limit_s=limit_s, **template_options
+        )
+        encode = tokenizer.encode if hidden is given else tokenizer.special_text.encode
+        return tuple(encode(text, add_special_tokens=add_special_tokens))
 
     num_chars = sum(message.num_chars for message in messages)
-    is_short = (
-        num_chars <= INLINE_CHARS and not LONG_ARGUMENTS & template_options["arguments"].keys()
-    )
-    return tokenize() if is_short else await asyncio.to_thread(tokenize)
+    if num_chars <= INLINE_CHARS and not LONG_ARGUMENTS & arguments.keys():
+        with contextlib.suppress(TemplateTooSlow):
+            return tokenize(INLINE_RENDER_S)
+    return await asyncio.to_thread(tokenize)
 
 
 def _plan(
@@ -169,10 +180,10 @@ def _plan(
         prompts = [prompt[-body.truncate_prompt_tokens :] for prompt in prompts]
     max_tokens = [_fit_max_tokens(engine, len(p), asked_max_tokens, param) for p in prompts]
     prompt_tokens = sum(len(prompt) for prompt in prompts)
-    if prompt_tokens * body.n > MAX_PROMPT_TOKENS_PER_REQUEST:
+    if prompt_tokens * body.num_candidates > MAX_PROMPT_TOKENS_PER_REQUEST:
         raise InvalidValue(
-            f"`n` is {body.n} and the prompts have {prompt_tokens:,} tokens; their product may be "
-            f"at most {MAX_PROMPT_TOKENS_PER_REQUEST:,}",
+            f"`n` is {body.num_candidates} and the prompts have {prompt_tokens:,} tokens; their "
+            f"product may be at most {MAX_PROMPT_TOKENS_PER_REQUEST:,}",
             param="n",
         )
     check_token_ids(engine, body.stop_token_ids, "stop_token_ids")
@@ -186,7 +197,7 @@ def _plan(
     for prompt, limit in zip(prompts, max_tokens, strict=True):
         check_token_ids(engine, prompt, param)
         echo = engine.tokenizer.decode(prompt) if scoring.is_echo else None
-        for i in range(body.n):
+        for i in range(body.num_candidates):
             index = len(choices)
             request = GenerationRequest(
                 request_id=f"{id_}-{index}",
@@ -197,7 +208,8 @@ def _plan(
             # A completion goes on from its prompt, a chat answer is a text of its own.
             continues = prompt if _goes_on(body) else ()
             # The copy shares the compiled stop strings, which are made once a request.
-            output = OutputText(
+            make_output = OutputText if limit else NoOutput
+            output = make_output(
                 engine.tokenizer.detokenizer(continues, shown=shown),
                 copy(stop),
                 _keep_scores(engine, scoring, echo),
@@ -283,7 +295,7 @@ def _sampling(
             param="min_tokens",
         )
     return SamplingParams(
-        max_tokens=max_tokens,
+        max_tokens=max(max_tokens, 1),
         min_tokens=body.min_tokens,
         temperature=body.temperature if body.temperature >= MIN_TEMPERATURE else 0.0,
         top_p=body.top_p,

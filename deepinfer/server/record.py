@@ -9,12 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from starlette.types import Scope
 
 from deepinfer.generation import Usage
 
+if TYPE_CHECKING:
+    from deepinfer.server.limits import Allowance
+
 RECORD_KEY = "deepinfer.record"
+DIRECT_SEND_KEY = "deepinfer.send"  # the `send` below all middleware of ours
 
 
 @dataclass(slots=True)
@@ -25,6 +30,7 @@ class RequestRecord:
     started_at: float = field(default_factory=time.monotonic)
     started_at_unix_ns: int = field(default_factory=time.time_ns)
     key_name: str = ""  # of the key that the request came with
+    allowance: Allowance | None = None  # of that key; None: nothing is counted
     status: int | None = None
     is_complete: bool = False  # the last byte of the response has been handed over
     is_disconnected: bool = False

@@ -18,13 +18,13 @@ from deepinfer.generation import FinishReason, Usage
 from deepinfer.server.chat_reader import CallPart, ChatPart
 from deepinfer.server.errors import as_request_error, error_object
 from deepinfer.server.log_probs import as_chat, as_completion
-from deepinfer.server.record import record_of
+from deepinfer.server.record import DIRECT_SEND_KEY, record_of
 from deepinfer.text.scores import PlacedToken
 
 DONE = b"data: [DONE]\n\n"
 END = b"}\n\n"
 HEADERS = {
-    "cache-control": "no-cache",
+    "cache-control": "no-store",
     "x-accel-buffering": "no",  # a proxy that buffers would undo the streaming
 }
 
@@ -202,9 +202,11 @@ class EventStream(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
                 await send(_body(self._first))
+                # The layers between have seen the head, and have nothing to do with what follows.
+                send_event = scope.get(DIRECT_SEND_KEY, send)
                 async for event in self._events:
                     if event:
-                        await send(_body(event))
+                        await send_event(_body(event))
             except Exception as error:
                 failure = as_request_error(error)
                 record_of(scope).error_code = failure.code

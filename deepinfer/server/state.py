@@ -10,6 +10,8 @@ from deepinfer.config import ServeConfig
 from deepinfer.device import Gpu
 from deepinfer.errors import ShuttingDown
 from deepinfer.server.engines import EngineCatalog
+from deepinfer.server.keys import KeyRing
+from deepinfer.server.limits import RateLimiter
 from deepinfer.server.meter import HttpMeter
 from deepinfer.server.responses_api.store import ResponseStore
 
@@ -24,9 +26,10 @@ DRAIN_RETRY_S = 5
 class ServerState:
     config: ServeConfig
     engines: EngineCatalog
-    api_keys: Sequence[str]
     read_gpus: Callable[[], Sequence[Gpu]]  # asks the driver: call it in a thread
     gpus: Sequence[Gpu]  # as they were when the server started
+    keys: KeyRing = field(default_factory=KeyRing)
+    limiter: RateLimiter = field(default_factory=RateLimiter)
     is_draining: bool = False
     meter: HttpMeter = field(default_factory=HttpMeter)
     responses: ResponseStore = field(default_factory=ResponseStore)

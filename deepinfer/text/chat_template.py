@@ -1,7 +1,8 @@
 """Chat messages to prompt text, by the checkpoint's own Jinja template.
 
-The template comes from the engine folder and never from a request. It runs in Jinja's sandbox with
-the functions and options that `transformers` gives it, so that a prompt is the same here and there.
+The template comes from the engine folder and never from a request. It runs in a sandbox, within
+bounds of time and size, with the functions and options that `transformers` gives it, so that a
+prompt is the same here and there.
 This module knows nothing of tokens, nor of which message fields a route accepts.
 """
 
@@ -19,16 +20,26 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from deepinfer.errors import EngineError, InvalidValue, UnsupportedParameter
 from deepinfer.text.folder import REBUILD_HINT, TokenizerFolder
+from deepinfer.text.template_bounds import (
+    BoundedEnvironment,
+    TemplateTooSlow,
+    check_weight,
+    count,
+    time_limit,
+)
 
 # What a caller may pass on to a template besides the messages.
 TEMPLATE_ARGUMENTS = frozenset(
     {"tools", "documents", "enable_thinking", "thinking", "reasoning_effort"}
 )
 MAX_DETAIL_CHARS = 500
+MAX_RENDER_S = 1.0  # many times what the longest conversation takes
+TOO_SLOW = (
+    f"The model's chat template takes more than {MAX_RENDER_S:g} s for these messages; send less"
+)
 
 
 class ChatTemplate:
@@ -65,12 +76,14 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continues_final_message: bool = False,
         arguments: Mapping[str, Any] = MappingProxyType({}),
+        limit_s: float = MAX_RENDER_S,
     ) -> str:
         """The prompt, its special tokens included: encode it without adding them again.
 
         With `continues_final_message` it ends within the last message, whose text the model then
         goes on with. `arguments` are of TEMPLATE_ARGUMENTS. Raises UnsupportedParameter for
-        another, and InvalidValue when the template refuses the messages or the model has none.
+        another, and InvalidValue when the template refuses the messages or the model has none, or
+        when it takes the longest time that there is; TemplateTooSlow with a shorter `limit_s`.
         """
         for name in arguments.keys() - TEMPLATE_ARGUMENTS:
             raise UnsupportedParameter(
@@ -82,9 +95,14 @@ class ChatTemplate:
         # Templates ask `tools is not none`, so the two must be defined when they are not given.
         variables = {"tools": None, "documents": None, **self._special_tokens, **arguments}
         try:
-            prompt = template.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **variables
-            )
+            with time_limit(limit_s):
+                prompt = template.render(
+                    messages=messages, add_generation_prompt=add_generation_prompt, **variables
+                )
+        except TemplateTooSlow:
+            if limit_s < MAX_RENDER_S:
+                raise
+            raise InvalidValue(TOO_SLOW, param="messages") from None
         except Exception as error:  # a template may do anything with what it was given
             raise InvalidValue(_refusal(error), param="messages") from error
         return _end_in_final_message(prompt, messages) if continues_final_message else prompt
@@ -122,7 +140,7 @@ def _refusal(error: Exception) -> str:
     return f"The model's chat template refuses these messages: {detail}"
 
 
-def _compile(environment: ImmutableSandboxedEnvironment, name: str, source: str) -> jinja2.Template:
+def _compile(environment: BoundedEnvironment, name: str, source: str) -> jinja2.Template:
     try:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
@@ -132,13 +150,14 @@ def _compile(environment: ImmutableSandboxedEnvironment, name: str, source: str)
         ) from error
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+def _environment() -> BoundedEnvironment:
+    environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
+    environment.bound_filters()
     return environment
 
 
@@ -169,13 +188,20 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """Plain JSON: Jinja's own filter escapes `<`, `>`, `&` and `'` for HTML."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
+    encoder = json.JSONEncoder(
+        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+    if indent is None:
+        return encoder.encode(value)
+    # An indent stands before every item, as often as that is nested.
+    pieces: list[str] = []
+    num_chars = 0
+    for piece in encoder.iterencode(value):
+        count()
+        num_chars += len(piece)
+        check_weight(num_chars)
+        pieces.append(piece)
+    return "".join(pieces)
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -22,7 +22,9 @@ JSON_RULES = ebnf.JSON_RULES.replace(ebnf.PLAIN_CHARS, _JSON_CHARS)
 def text_rules(tag: str) -> str:
     """The rule `text`, for any text without `tag`, and those that it is made of."""
     assert tag[0] == TAG_START and TAG_START not in tag[1:]
-    rules = [f"text ::= ({text_char()} | {ebnf.literal(TAG_START)}+ tag1)*"]
+    # As `(char | ...)*` the same would cost xgrammar more with each character.
+    char = text_char()
+    rules = [f"text ::= {char}* ({ebnf.literal(TAG_START)}+ tag1 {char}*)*"]
     for place in range(1, len(tag)):
         rule = f"tag{place} ::= {text_char(without=tag[place])}"
         if place + 1 < len(tag):

@@ -103,3 +103,17 @@ class OutputText:
         """The tokens with text: the EOS or stop token that ended the sequence has none of it."""
         is_stopped = chunk.finish_reason is FinishReason.STOP
         return chunk.token_ids[:-1] if is_stopped and not self._is_stop_shown else chunk.token_ids
+
+
+class NoOutput(OutputText):
+    """A choice of which only the prompt is asked for: what the engine generates is not part of it.
+
+    An engine generates a token at least; it counts for nothing.
+    """
+
+    def push(self, chunk: TokenChunk) -> str:
+        self.finish_reason = FinishReason.LENGTH
+        return ""
+
+    def take_scores(self, text: str) -> list[PlacedToken]:
+        return []

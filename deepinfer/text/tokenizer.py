@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tokenizers
 
-from deepinfer.errors import EngineError, InvalidValue
+from deepinfer.errors import EngineError
 from deepinfer.generation import TokenId
 from deepinfer.text.detokenizer import (
     ByteDetokenizer,
@@ -20,6 +20,7 @@ from deepinfer.text.detokenizer import (
     WindowDetokenizer,
 )
 from deepinfer.text.folder import REBUILD_HINT, TokenizerFolder
+from deepinfer.text.special_text import SpecialText, encode
 from deepinfer.text.token_bytes import TokenBytes
 
 
@@ -48,6 +49,7 @@ class Tokenizer:
         self.special_token_ids = _special_ids(backend)
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self.token_bytes = TokenBytes.of(backend)
+        self.special_text = SpecialText(backend, self.special_texts)
         self._pieces: dict[frozenset[TokenId], Pieces] = {}  # by what is hidden
         named_eos = self.eos_token_id
         self.eos_token_ids = eos_token_ids or (() if named_eos is None else (named_eos,))
@@ -81,20 +83,9 @@ class Tokenizer:
 
         Other threads run meanwhile, so that a large prompt can be encoded off the event loop.
         Special-token text such as `<|im_end|>` becomes the control token wherever it stands: a
-        rendered chat prompt needs that. Content that must not reach control tokens has to be
-        encoded apart from its template, by a second copy of the backend with the attribute
-        `encode_special_tokens` set; setting it on this one would race with other threads.
+        rendered chat prompt needs that. `special_text` keeps what clients say from it.
         """
-        try:
-            # encode() holds the GIL for the whole text; a batch of one does not, and is faster
-            # since it keeps no offsets.
-            batch = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        except TypeError:
-            raise InvalidValue(
-                "Text must be valid Unicode; it holds a lone surrogate such as `\\ud800`"
-            ) from None
-        ids: list[TokenId] = batch[0].ids
-        return ids
+        return encode(self._backend, text, add_special_tokens=add_special_tokens)
 
     def spell(self, token_id: TokenId) -> bytes:
         """The bytes of one token, special ones too; none for an id outside the vocabulary."""

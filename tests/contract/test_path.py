@@ -116,7 +116,7 @@ def test_executor_that_dies_is_started_again(built: Path, root: Path) -> None:
     fatal = {"prompt": [FAULT_TOKEN], "max_tokens": 3}
     with serving(built, environment=machine.environment) as server, client_of(server) as http:
         assert http.post("/v1/completions", json=fatal).status_code == 503
-        server.wait_for_log(r"engine `sample.fp8.sm120` loaded in", count=2)
+        server.wait_for_log(r"engine `sample.fp8.sm120` loaded in", count=3)
         assert http.post("/v1/completions", json={"prompt": [5], "max_tokens": 3}).is_success
 
 

@@ -88,7 +88,7 @@ class ServerProcess:
 
     @property
     def url(self) -> str:
-        return self.wait_for_log(r"listening on (http://\S+)")[1]
+        return self.wait_for_log(r"listening on (https?://\S+)")[1]
 
     @property
     def pid(self) -> int:
@@ -115,7 +115,7 @@ class ServerProcess:
 
     def wait_ready(self) -> str:
         """The base URL, once the engine is loaded."""
-        return self.wait_for_log(r"Base URL +(http://\S+)/v1")[1]
+        return self.wait_for_log(r"Base URL +(https?://\S+)/v1")[1]
 
     def wait_for_request(self, request_id: str) -> str:
         """The line that the log has for a request once it has ended."""

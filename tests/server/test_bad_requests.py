@@ -43,7 +43,7 @@ BAD_COMPLETIONS: list[Case] = [
     ("prompt far too long", {"prompt": [5] * 1_000_000, "n": 128}, TOO_LONG, "prompt"),
     ("no room", {"prompt": "a", "max_tokens": CONTEXT_LENGTH}, TOO_LONG, "prompt"),
     ("one of many too long", {"prompt": ["a", "b " * 9999]}, TOO_LONG, "prompt"),
-    ("best_of above n", {"prompt": "a", "best_of": 3}, UNSUPPORTED, "best_of"),
+    ("best_of in a stream", {"prompt": "a", "best_of": 3, "stream": True}, INVALID, "best_of"),
     ("best_of below n", {"prompt": "a", "best_of": 1, "n": 2}, INVALID, "best_of"),
     ("echo text", {"prompt": "a", "echo": "yes"}, INVALID, "echo"),
     ("suffix", {"prompt": "a", "suffix": "end"}, UNSUPPORTED, "suffix"),

@@ -12,6 +12,7 @@ from deepinfer.errors import RequestError
 from deepinfer.server.errors import as_request_error, error_response, format_path
 
 LEAVES = [
+    (errors.InvalidHttp, 400, "invalid_request_error", {}),
     (errors.InvalidJson, 400, "invalid_request_error", {}),
     (errors.MissingParameter, 400, "invalid_request_error", {}),
     (errors.InvalidValue, 400, "invalid_request_error", {}),
@@ -21,9 +22,11 @@ LEAVES = [
     (errors.NotFound, 404, "invalid_request_error", {}),
     (errors.ModelNotFound, 404, "invalid_request_error", {}),
     (errors.MethodNotAllowed, 405, "invalid_request_error", {}),
+    (errors.BodyTimeout, 408, "invalid_request_error", {}),
     (errors.ContentTooLarge, 413, "invalid_request_error", {}),
     (errors.UnsupportedMediaType, 415, "invalid_request_error", {}),
     (errors.QueueFull, 429, "rate_limit_error", {"retry-after": "5"}),
+    (errors.HeadTooLarge, 431, "invalid_request_error", {}),
     (errors.InternalError, 500, "server_error", {"x-should-retry": "false"}),
     (errors.EngineLoading, 503, "server_error", {"retry-after": "5"}),
     (errors.ShuttingDown, 503, "server_error", {"retry-after": "5"}),

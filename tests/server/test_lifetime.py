@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 from pathlib import Path
@@ -165,6 +166,18 @@ def test_second_signal_ends_at_once(tmp_path: Path) -> None:
             server.signal(signal.SIGINT)
             assert "error" in json.loads(list(events)[-1])
         assert server.wait() == 0
+
+
+def test_killed_server_leaves_no_engine_process(tmp_path: Path) -> None:
+    make_echo_engine(tmp_path / "echo", step_us=STEP_US)
+    with serving(tmp_path) as server, client_of(server) as client:
+        engine = os.pidfd_open(int(server.wait_for_log(r"engine process (\d+) started")[1]))
+        with client.stream("POST", "/v1/completions", json={**ENDLESS, "stream": True}) as response:
+            next(read_events(response))
+            server.signal(signal.SIGKILL)
+            # The descriptor can be read once the process has ended.
+            assert select.select([engine], [], [], 1)[0] == [engine]
+    os.close(engine)
 
 
 def test_port_in_use_is_one_line(tmp_path: Path) -> None:

@@ -171,3 +171,37 @@ def test_engine_folder_is_left_as_it_was(served: Served, build_engine: BuildEngi
     assert payload == {
         name.split("/")[1] for name in built.engine.manifest.files if "payload" in name
     }
+
+
+def test_prompt_alone_is_scored_without_an_answer(served: Served) -> None:
+    whole = complete(served, logprobs=2, echo=True)
+    scored = complete(served, logprobs=2, echo=True, max_tokens=0)
+    count = len(PROMPT_IDS)
+    assert whole["text"].startswith(scored["text"])
+    assert scored["finish_reason"] == "length"
+    assert {name: len(values) for name, values in scored["logprobs"].items()} == dict.fromkeys(
+        scored["logprobs"], count
+    )
+    assert scored["logprobs"]["token_logprobs"][1:] == pytest.approx(
+        whole["logprobs"]["token_logprobs"][1:count], abs=TOLERANCE
+    )
+    body = {"prompt": PROMPT_IDS, "max_tokens": 0, "echo": True}
+    usage = served.http.post("/v1/completions", json=body).json()["usage"]
+    assert usage == {"prompt_tokens": count, "completion_tokens": 0, "total_tokens": count}
+
+
+def test_best_of_returns_the_likeliest_answers(served: Served) -> None:
+    sampled = {"prompt": [PROMPT_IDS, PROMPT_IDS[:9]], "temperature": 1.5, "seed": 5, "n": 4}
+    body = {"max_tokens": 8, "ignore_eos": True, "logprobs": 0} | sampled
+    every = served.http.post("/v1/completions", json=body).json()
+    best = served.http.post("/v1/completions", json={**body, "n": 2, "best_of": 4}).json()
+    for prompt in range(2):
+        candidates = every["choices"][4 * prompt : 4 * prompt + 4]
+        candidates.sort(key=lambda choice: -sum(choice["logprobs"]["token_logprobs"]))
+        chosen = best["choices"][2 * prompt : 2 * prompt + 2]
+        assert [c["text"] for c in chosen] == [c["text"] for c in candidates[:2]]
+    assert [choice["index"] for choice in best["choices"]] == [0, 1, 2, 3]
+    assert best["usage"] == every["usage"]
+    silent = {key: value for key, value in body.items() if key != "logprobs"}
+    plain = served.http.post("/v1/completions", json={**silent, "n": 2, "best_of": 4}).json()
+    assert [c["logprobs"] for c in plain["choices"]] == [None] * 4

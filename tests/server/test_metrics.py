@@ -24,6 +24,7 @@ from deepinfer.generation import (
     Usage,
 )
 from deepinfer.server.engines import EngineCatalog, with_adapter
+from deepinfer.server.keys import KeyRing, parse_keys
 from deepinfer.server.meter import Histogram, HttpMeter
 from deepinfer.server.metrics import make_registry
 from deepinfer.server.record import RequestRecord
@@ -288,7 +289,9 @@ async def test_key_is_needed_unless_the_operator_says_otherwise(
     tmp_path: Path, needs_key: bool
 ) -> None:
     config = ServeConfig.model_validate({"server": {"metrics_need_key": needs_key}})
-    state, _ = make_state(tmp_path / "echo", config=config, api_keys=("a-key",))
+    state, _ = make_state(
+        tmp_path / "echo", config=config, keys=KeyRing(parse_keys("a-key", "x", "x", config.limits))
+    )
     key = {"authorization": "Bearer a-key"}
     async with client_for(state) as client:
         assert (await client.get("/metrics")).status_code == (401 if needs_key else 200)

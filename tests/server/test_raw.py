@@ -63,6 +63,7 @@ def test_models(http: httpx.Client, sdk: openai.OpenAI) -> None:
         "created": 1767225600,  # the build's 2026-01-01
         "owned_by": "deepinfer",
         "root": MODEL_ID,
+        "parent": None,
         "max_model_len": CONTEXT_LENGTH,
         "context_length": CONTEXT_LENGTH,
         "engine": ENGINE_NAME,
@@ -99,7 +100,7 @@ def test_chat_stream_is_what_the_reference_shows(http: httpx.Client) -> None:
     with http.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as response:
         assert response.status_code == 200
         assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
-        assert response.headers["cache-control"] == "no-cache"
+        assert response.headers["cache-control"] == "no-store"
         events = list(read_events(response))
     assert events[-1] == "[DONE]"
     chunks = [json.loads(event) for event in events[:-1]]

@@ -65,7 +65,7 @@ def make_state(
         ChatTemplate.load(engine.tokenizer_dir),
         EngineNames((engine.manifest.model.id,)),
     )
-    settings = {"config": ServeConfig(), "api_keys": (), **state}
+    settings = {"config": ServeConfig(), **state}
     return ServerState(
         engines=EngineCatalog([served]), read_gpus=lambda: (), gpus=(), **settings
     ), client

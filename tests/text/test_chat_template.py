@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from deepinfer.errors import EngineError, InvalidValue, UnsupportedParameter
 from deepinfer.text.chat_template import ChatTemplate
+from deepinfer.text.template_bounds import TemplateTooSlow
 from deepinfer.text.tokenizer import Tokenizer
 from tests.text import chat_templates, samples
 
@@ -146,6 +147,70 @@ def test_template_is_kept_in_its_sandbox(source: str) -> None:
     source = "{% if messages %}" + source + "{% endif %}"
     with pytest.raises(InvalidValue):
         template(source).render(CHAT)
+
+
+def grow(expression: str, start: str = "'x'") -> str:
+    """A template that puts sixty times together what it has."""
+    loop = "{% for i in range(60) %}{% set ns.s = " + expression + " %}{% endfor %}"
+    return "{% set ns = namespace(s=" + start + ") %}" + loop + "{{ ns.s }}"
+
+
+LONG = "{% set s = 'a' * 10 ** 7 %}"
+HOSTILE_TEMPLATES = {
+    "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "output": "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}",
+    "macros": "{% macro f(n) %}{% if n %}{{ f(n-1) ~ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "recursion": "{% for i in [1] recursive %}{{ loop([1, 1]) }}{% endfor %}",
+    "concatenation": grow("ns.s ~ ns.s"),
+    "addition": grow("ns.s + ns.s"),
+    "block": grow("x").replace("ns.s = x %}", "ns.s %}{{ ns.s }}{{ ns.s }}{% endset %}"),
+    "lists": grow("[ns.s, ns.s]"),
+    "tuples": grow("(ns.s, ns.s)"),
+    "objects": grow("{'a': ns.s, 'b': ns.s}"),
+    "keywords": grow("dict(a=ns.s, b=ns.s)"),
+    "namespaces": grow("namespace(a=ns.s, b=ns.s)"),
+    "numbers": grow("ns.s * ns.s", "9 ** 99"),
+    "repeated text": "{{ 'x' * 10 ** 10 }}",
+    "repeated list": "{{ 10 ** 9 * messages }}",
+    "power": "{{ 9 ** (9 ** 9) }}",
+    "width": "{{ 'x'.center(10 ** 10) }}",
+    "width of a filter": "{{ 'x' | center(10 ** 10) }}",
+    "format": "{{ '%10000000000d' % 1 }}",
+    "format with a star": "{{ '%*d' % (10 ** 10, 1) }}",
+    "format with braces": "{{ '{:10000000000}'.format(1) }}",
+    "format with braces in braces": "{{ '{:{w}}'.format(1, w='9999999999') }}",
+    "format of a map": "{{ '{:{w}}'.format_map({'w': 10 ** 10}) }}",
+    "format as a filter": "{{ '%10000000000d' | format(1) }}",
+    "replacement": LONG + "{{ s.replace('a', s) }}",
+    "replacement by a filter": LONG + "{{ s | replace('a', s) }}",
+    "joining": LONG + "{{ s.join(s) }}",
+    "joining by a filter": LONG + "{{ s | join(s) }}",
+    "indent": LONG + "{{ s.replace('a', '\n') | indent(4000) }}",
+    "indent of JSON": "{{ messages | tojson(indent=10 ** 9) }}",
+    "tabs": LONG + "{{ s.replace('a', '\t').expandtabs(10 ** 6) }}",
+    "translation": LONG + "{{ s.translate({97: s}) }}",
+    "wrapping": LONG + "{{ s | wordwrap(1, wrapstring=s) }}",
+    "bytes": "{{ (1).to_bytes(10 ** 6) }}",
+    "digits": "{{ 2.5 | round(10 ** 9, 'ceil') }}",
+    "slices": "{{ messages | slice(10 ** 9) | list }}",
+    "characters": LONG + "{{ s | sort }}",
+}
+
+
+@pytest.mark.parametrize("source", HOSTILE_TEMPLATES.values(), ids=HOSTILE_TEMPLATES)
+def test_template_can_neither_run_for_ever_nor_fill_the_memory(source: str) -> None:
+    """Each would take minutes or gigabytes, and the test with it."""
+    with pytest.raises(InvalidValue) as caught:
+        template(source).render(CHAT)
+    assert caught.value.param == "messages"
+    assert len(caught.value.message) < 200
+
+
+def test_template_that_is_slow_for_the_event_loop_may_try_again_elsewhere() -> None:
+    slow = template("{% for i in range(99999) %}{% endfor %}done")
+    with pytest.raises(TemplateTooSlow):
+        slow.render(CHAT, limit_s=0.0001)
+    assert slow.render(CHAT) == "done"
 
 
 def test_template_that_does_not_compile_refuses_the_engine() -> None:

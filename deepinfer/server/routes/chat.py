@@ -51,8 +51,8 @@ def make_router(state: ServerState) -> APIRouter:
     async def create_chat_completion(request: Request) -> Response:
         """Answer a conversation."""
         state.check_open()
-        max_bytes = state.config.server.max_body_bytes
-        body = await read_json(request, ChatBody, max_bytes=max_bytes)
+        limits = state.config.server
+        body = await read_json(request, ChatBody, limits=limits)
         engine = state.engines.find(body.model)
         id_, created = new_chat_id(), int(time.time())
         plan = await prepare_chat(engine, body, id_)

@@ -17,6 +17,7 @@ from deepinfer.server.answers import (
     CompletionLogProbs,
     Usage,
 )
+from deepinfer.server.best_of import choose_best
 from deepinfer.server.body import read_json
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.generate import Generation
@@ -47,8 +48,8 @@ def make_router(state: ServerState) -> APIRouter:
     async def create_completion(request: Request) -> Response:
         """Continue a prompt."""
         state.check_open()
-        max_bytes = state.config.server.max_body_bytes
-        body = await read_json(request, CompletionBody, max_bytes=max_bytes)
+        limits = state.config.server
+        body = await read_json(request, CompletionBody, limits=limits)
         engine = state.engines.find(body.model)
         id_, created = new_completion_id(), int(time.time())
         plan = await prepare_completion(engine, body, id_)
@@ -62,7 +63,7 @@ def make_router(state: ServerState) -> APIRouter:
                 is_continuous=body.has_continuous_usage,
             )
             return await open_stream(_stream(generation, events))
-        return json_response(await _collect(generation, engine, id_, created))
+        return json_response(await _collect(generation, engine, body, id_, created))
 
     return router
 
@@ -72,16 +73,17 @@ async def _stream(generation: Generation, events: CompletionEvents) -> AsyncGene
         async for deltas in stream:
             if events.is_continuous:
                 events.count(generation.usage)
-            yield b"".join(
-                [events.delta(d.index, d.text, d.finish_reason, d.tokens) for d in deltas]
-            )
+            rendered = [events.delta(d.index, d.text, d.finish_reason, d.tokens) for d in deltas]
+            yield rendered[0] if len(rendered) == 1 else b"".join(rendered)
     yield events.end(generation.usage)
 
 
 async def _collect(
-    generation: Generation, engine: ServedEngine, id_: str, created: int
+    generation: Generation, engine: ServedEngine, body: CompletionBody, id_: str, created: int
 ) -> Completion:
     answers = await generation.collect()
+    if body.num_candidates > body.n:
+        answers = choose_best(answers, body.n, body.num_candidates)
     return Completion(
         id=id_,
         created=created,
@@ -91,7 +93,7 @@ async def _collect(
                 index=index,
                 text=answer.text,
                 logprobs=CompletionLogProbs(**as_completion(answer.tokens))
-                if answer.tokens
+                if answer.tokens and body.logprobs is not None
                 else None,
                 finish_reason=answer.finish_reason,
             )

@@ -49,7 +49,7 @@ COUNT_RESPONSES = {
 
 def make_router(state: ServerState) -> APIRouter:
     router = APIRouter()
-    max_bytes = state.config.server.max_body_bytes
+    limits = state.config.server
 
     @router.post(
         "/v1/messages", responses=CREATE_RESPONSES, openapi_extra=describe_body(MessagesBody)
@@ -57,7 +57,7 @@ def make_router(state: ServerState) -> APIRouter:
     async def create_message(request: Request) -> Response:
         """Answer a conversation."""
         state.check_open()
-        body = await read_json(request, MessagesBody, max_bytes=max_bytes)
+        body = await read_json(request, MessagesBody, limits=limits)
         engine = state.engines.find(body.model)
         record = record_of(request.scope)
         run = await prepare_message(engine, body, record)
@@ -74,7 +74,7 @@ def make_router(state: ServerState) -> APIRouter:
     async def count_tokens(request: Request) -> Response:
         """The tokens of a conversation, as `/v1/messages` would count them. No engine runs."""
         state.check_open()
-        body = await read_json(request, PromptBody, max_bytes=max_bytes)
+        body = await read_json(request, PromptBody, limits=limits)
         engine = state.engines.find(body.model)
         with renaming_params(PARAM_NAMES):
             prompt = await tokenize_chat_body(engine, as_chat(body))

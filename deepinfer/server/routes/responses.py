@@ -57,13 +57,13 @@ ID_PARAMETER: dict[str, Any] = {
 
 def make_router(state: ServerState) -> APIRouter:
     router = APIRouter()
-    max_bytes = state.config.server.max_body_bytes
+    limits = state.config.server
 
     @router.post(PATH, responses=CREATE_RESPONSES, openapi_extra=describe_body(ResponsesBody))
     async def create_response(request: Request) -> Response:
         """Answer a conversation, in items."""
         state.check_open()
-        body = await read_json(request, ResponsesBody, max_bytes=max_bytes)
+        body = await read_json(request, ResponsesBody, limits=limits)
         engine = state.engines.find(body.model)
         owner = owner_of(request.headers)
         items = _join(state, body, owner)

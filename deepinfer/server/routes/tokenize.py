@@ -25,7 +25,7 @@ INLINE_TOKENS = 4_096
 
 def make_router(state: ServerState) -> APIRouter:
     router = APIRouter()
-    max_bytes = state.config.server.max_body_bytes
+    limits = state.config.server
 
     @router.post(
         "/tokenize",
@@ -35,7 +35,7 @@ def make_router(state: ServerState) -> APIRouter:
     async def tokenize(request: Request) -> Response:
         """The tokens of a text or a conversation, as a generating route would read it."""
         state.check_open()
-        body = await read_json(request, TokenizeBody, max_bytes=max_bytes)
+        body = await read_json(request, TokenizeBody, limits=limits)
         engine = state.engines.find(body.model)
         tokens = await _tokenize(engine, body)
         max_model_len = engine.manifest.limits.max_seq_len
@@ -51,7 +51,7 @@ def make_router(state: ServerState) -> APIRouter:
     async def detokenize(request: Request) -> Response:
         """The text of some tokens, special ones included."""
         state.check_open()
-        body = await read_json(request, DetokenizeBody, max_bytes=max_bytes)
+        body = await read_json(request, DetokenizeBody, limits=limits)
         engine = state.engines.find(body.model)
         check_token_ids(engine, body.tokens, "tokens")
         return json_response(Detokenized(prompt=await _spell_out(engine, body.tokens)))
