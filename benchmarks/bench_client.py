@@ -3,9 +3,11 @@
     .venv/bin/python benchmarks/bench_client.py
 
 The server is no server: a process that answers every request with events made beforehand, one
-write each, taking turns among the streams, as fast as the client reads. Client and server have a
-core each at best, so besides the rate that was seen it prints the rate for each second of CPU that
-the client took, which is what one process can take when nothing holds it back.
+write each, taking turns among the streams. It does so as fast as the client reads, when several
+events come together, and in rounds of 5 ms as an engine steps, when each wakes the client by
+itself. Client and server have a core each at best, so besides the rate that was seen it prints the
+rate for each second of CPU that the client took, which is what one process can take when nothing
+holds it back.
 """
 
 from __future__ import annotations
@@ -95,18 +97,20 @@ class Source(asyncio.Protocol):
             self.transport.write(chunk(usage) + chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
 
 
-async def serve_events() -> None:
+async def serve_events(round_s: float) -> None:
     ready: deque[Source] = deque()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Source(ready), "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
+    due_at = loop.time()
     while True:
         for _ in range(len(ready)):
             source = ready.popleft()
             source.step()
             if source.left and not source.transport.is_closing():
                 ready.append(source)
-        await asyncio.sleep(0 if ready else 0.001)
+        due_at = max(due_at + round_s, loop.time() - 10 * round_s)
+        await asyncio.sleep(max(due_at - loop.time(), 0.0) if ready else 0.001)
 
 
 def measure(port: int, streams: int, tokens: int, requests: int) -> tuple[float, float]:
@@ -127,35 +131,41 @@ def measure(port: int, streams: int, tokens: int, requests: int) -> tuple[float,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64, 256])
+    parser.add_argument("--streams", type=int, nargs="+", default=[16, 64, 256])
+    parser.add_argument("--rounds-ms", type=float, nargs="+", default=[0, 5])
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--repetitions", type=int, default=5)
     arguments = parser.parse_args()
-    command = [sys.executable, __file__, "--serve"]
+    cpu = read_machine().cpu
+    print(f"{cpu.name}, {cpu.num_threads} CPUs, Python {platform.python_version()}")
+    print(f"median of {arguments.repetitions}\n")
+    print("| rounds | streams | events/s seen | events/s for each CPU second of the client |")
+    print("|---|---|---|---|")
+    for round_ms in arguments.rounds_ms:
+        measure_rounds(round_ms, arguments)
+
+
+def measure_rounds(round_ms: float, arguments: argparse.Namespace) -> None:
+    command = [sys.executable, __file__, "--serve", str(round_ms / 1000)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         port = int(server.stdout.readline())
-        cpu = read_machine().cpu
-        print(f"{cpu.name}, {cpu.num_threads} CPUs, Python {platform.python_version()}")
-        print(f"median of {arguments.repetitions}\n")
-        print("| streams | events/s seen | events/s for each CPU second of the client |")
-        print("|---|---|---|")
         for streams in arguments.streams:
-            requests = max(4 * streams, 256)
             rates = [
-                measure(port, streams, arguments.tokens, requests)
+                measure(port, streams, arguments.tokens, max(4 * streams, 256))
                 for _ in range(arguments.repetitions)
             ]
             seen, possible = (median(rate[i] for rate in rates) for i in (0, 1))
-            print(f"| {streams} | {seen:,.0f} | {possible:,.0f} |", flush=True)
+            rounds = f"{round_ms:g} ms" if round_ms else "none"
+            print(f"| {rounds} | {streams} | {seen:,.0f} | {possible:,.0f} |", flush=True)
         server.terminate()
 
 
 if __name__ == "__main__":
-    if "--serve" in sys.argv:
+    if sys.argv[1:2] == ["--serve"]:
         import uvloop
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve_events())
+            runner.run(serve_events(float(sys.argv[2])))
     else:
         main()

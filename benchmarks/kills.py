@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import signal
 import statistics
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,9 +26,10 @@ import httpx
 from served import (
     Answer,
     Server,
-    build_sample,
     connect,
+    describe_rest,
     find_leaks,
+    run_and_report,
     stream,
     wait_at_rest,
     wait_ready,
@@ -139,17 +138,21 @@ async def run(server: Server, num_kills: int, seed: int) -> dict[str, Any]:
     return {
         "kills": counts,
         "streams": outcome.num_streams,
-        "wrong": outcome.num_wrong,
-        "failed": len(outcome.failures),
-        "failures": sorted(set(outcome.failures)),
         "refused_and_tried_again": outcome.num_refused,
         "away_s_median": round(statistics.median(away_s), 2),
         "longest_pause_s": round(max(outcome.pauses_s, default=0.0), 2),
-        "api_mib_before_after": [before[0], after[0]],
-        "api_fds_before_after": [before[1], after[1]],
-        **gauges,
-        "faults": find_leaks(gauges, before, after),
+        **describe_rest(gauges, before, after),
+        "faults": [*find_errors(outcome), *find_leaks(gauges, before, after)],
     }
+
+
+def find_errors(outcome: Outcome) -> list[str]:
+    errors = [f"failed: {failure}" for failure in outcome.failures]
+    if outcome.num_wrong:
+        errors.append(f"{outcome.num_wrong} streams with a wrong text, finish reason or usage")
+    if not outcome.num_streams:
+        errors.append("no stream ended at all")
+    return errors
 
 
 def main() -> int:
@@ -158,20 +161,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--engine-dir", type=Path, help="default: the sample, built at fp32")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        server = Server(arguments.engine_dir or build_sample(Path(folder)), *OPTIONS)
-        try:
-            report = asyncio.run(run(server, arguments.kills, arguments.seed))
-        finally:
-            status = server.close()
-    faults = report["faults"]
-    faults += [f"{name}: {report[name]}" for name in ("wrong", "failed") if report[name]]
-    if not report["streams"]:
-        faults.append("no stream ended at all")
-    if status:
-        faults.append(f"the server ended with status {status}")
-    print(json.dumps(report, indent=2))
-    return 1 if faults else 0
+    return run_and_report(
+        lambda server: run(server, arguments.kills, arguments.seed), OPTIONS, arguments.engine_dir
+    )
 
 
 if __name__ == "__main__":

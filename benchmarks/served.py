@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ async def stream(http: httpx.AsyncClient, **fields: Any) -> tuple[Answer, float]
     async with http.stream("POST", "/v1/completions", json=body) as response:
         response.raise_for_status()
         async for line in response.aiter_lines():
-            if not line:
+            if not line or line.startswith(":"):  # comments keep a silent connection alive
                 continue
             data = line.removeprefix("data: ")
             if data == "[DONE]":
@@ -160,6 +161,38 @@ def find_leaks(
     if after[1] > before[1] + 4:
         leaks.append(f"file descriptors grew from {before[1]} to {after[1]}")
     return leaks
+
+
+def run_and_report(
+    run: Callable[[Server], Coroutine[None, None, dict[str, Any]]],
+    options: Sequence[str],
+    engine_dir: Path | None,
+) -> int:
+    """Serve, let `run` do its worst and print its report as JSON; 1 if that has faults.
+
+    The engine is the sample where none is given.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(engine_dir or build_sample(Path(folder)), *options)
+        try:
+            report = asyncio.run(run(server))
+        finally:
+            status = server.close()
+    if status:
+        report["faults"].append(f"the server ended with status {status}")
+    print(json.dumps(report, indent=2))
+    return 1 if report["faults"] else 0
+
+
+def describe_rest(
+    gauges: dict[str, float], before: tuple[float, int], after: tuple[float, int]
+) -> dict[str, Any]:
+    """What a server holds and has counted when all is over, next to what it held before."""
+    return {
+        "api_mib_before_after": [before[0], after[0]],
+        "api_fds_before_after": [before[1], after[1]],
+        **gauges,
+    }
 
 
 def build_sample(folder: Path) -> Path:

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -26,9 +24,10 @@ import httpx
 from served import (
     Answer,
     Server,
-    build_sample,
     connect,
+    describe_rest,
     find_leaks,
+    run_and_report,
     stream,
     wait_at_rest,
     wait_ready,
@@ -198,9 +197,7 @@ async def run(server: Server, duration_s: float, seed: int) -> dict[str, Any]:
         "seconds": duration_s,
         "kills": num_kills,
         **dict(sorted(soak.counts.items())),
-        "api_mib_before_after": [before[0], after[0]],
-        "api_fds_before_after": [before[1], after[1]],
-        **gauges,
+        **describe_rest(gauges, before, after),
         "faults": [
             *(f"{count} times: {fault}" for fault, count in soak.faults.items()),
             *find_leaks(gauges, before, after),
@@ -214,16 +211,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--engine-dir", type=Path, help="default: the sample, built at fp32")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        server = Server(arguments.engine_dir or build_sample(Path(folder)), *OPTIONS)
-        try:
-            report = asyncio.run(run(server, arguments.minutes * 60, arguments.seed))
-        finally:
-            status = server.close()
-    if status:
-        report["faults"].append(f"the server ended with status {status}")
-    print(json.dumps(report, indent=2))
-    return 1 if report["faults"] else 0
+    duration_s = arguments.minutes * 60
+    return run_and_report(
+        lambda server: run(server, duration_s, arguments.seed), OPTIONS, arguments.engine_dir
+    )
 
 
 if __name__ == "__main__":

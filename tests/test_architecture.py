@@ -23,7 +23,10 @@ from deepinfer.commands import SUMMARIES
 PACKAGE = Path(__file__).parent.parent / "deepinfer"
 
 BASE = ["errors", "device", "generation", "engine", "validation", "logs"]
-RECORDS = ["weights", "checkpoint", "manifest", "adapter", "config", "trtllm_release"]
+RECORDS = [
+    *("weights", "checkpoint", "manifest", "adapter", "config", "config_layers"),
+    "trtllm_release",
+]
 LOW = [*BASE, *RECORDS]
 TEXT = ["text.*"]
 # The API process's half of the runtime, and what the engine process has of it for itself.
@@ -42,6 +45,7 @@ RULES: dict[str, list[str]] = {
     "adapter": [*BASE, "weights", "checkpoint", "manifest"],
     "trtllm_release": BASE,
     "config": BASE,
+    "config_layers": [*BASE, "config"],
     "text.*": [*LOW, "text.*"],
     "compiler.*": [*LOW, "terminal", "compiler.*"],
     "backends.*": [*LOW, "backends.*"],

@@ -9,14 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deepinfer.config import (
-    ServeConfig,
-    Setting,
-    config_fields,
-    environment_name,
-    format_config,
-    load_config,
-)
+from deepinfer.config import ServeConfig, config_fields, environment_name
+from deepinfer.config_layers import Setting, format_config, load_config
 from deepinfer.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"

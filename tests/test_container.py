@@ -18,7 +18,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from deepinfer.config import load_config
+from deepinfer.config_layers import load_config
 from deepinfer.trtllm_release import CHECKED_VERSION, CONTAINER
 from tools import check_image_resolve
 

@@ -72,7 +72,9 @@ class BenchClient:
     async def ask(self, prompt: Prompt, *, due_at: float | None = None) -> Outcome:
         """Send `prompt` and wait for the whole answer. Nothing is raised: errors are outcomes."""
         request = self.target.request(prompt)
-        started_at = time.perf_counter() if due_at is None else due_at
+        now = time.perf_counter()
+        # The loop's timer may be early by half of its millisecond, and no answer shall gain by it.
+        started_at = now if due_at is None else min(due_at, now)
         answer = Answer(self.target)
         error = await self._exchange(request, answer)
         ended_at = time.perf_counter()
@@ -129,6 +131,8 @@ class BenchClient:
             status = await connection.exchange(request, answer.take)
         if connection.is_open:
             self._free.append(connection)
+        else:
+            connection.close()
         return status
 
     async def _acquire(self) -> HttpConnection:

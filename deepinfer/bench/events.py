@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from array import array
+from collections import deque
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ COMPLETION_OUTPUT = re.compile(rb'"text": ?"[^"]')
 CHAT_OUTPUT = re.compile(rb'"(?:content|reasoning_content|reasoning|arguments)": ?"[^"]')
 USAGE_MARK = b'"completion_tokens"'
 ERROR_MARK = b'"error"'
+NUM_KEPT_LINES = 4  # the usage is in the last event, or before a finish and `[DONE]`
 MAX_LINE_BYTES = 16 * 2**20
 
 
@@ -30,18 +32,23 @@ class EventReader:
         self.is_done = False
         self._find_output = output.search
         self._tail = b""
-        self._usage_line = b""
+        self._last: deque[bytes] = deque(maxlen=NUM_KEPT_LINES)
         self._error_line = b""
 
     def feed(self, data: bytes, at: float) -> None:
         """Take the next piece of the body. Raises ValueError when a line has no end."""
-        lines = (self._tail + data).split(b"\n") if self._tail else data.split(b"\n")
+        lines = (self._tail + data if self._tail else data).split(b"\n")
         self._tail = lines.pop()
-        if len(self._tail) > MAX_LINE_BYTES:
+        if self._tail and len(self._tail) > MAX_LINE_BYTES:
             raise ValueError("an event has no end")
         for line in lines:
-            if line.startswith(b"data:"):
-                self._read(line, at)
+            if line[:5] != b"data:":
+                continue
+            self._last.append(line)
+            if self._find_output(line):
+                self.output_at.append(at)
+            else:
+                self._note(line)
 
     def finish(self, at: float) -> None:
         """The body is over; a last line may have had no line break."""
@@ -50,7 +57,10 @@ class EventReader:
 
     @property
     def usage(self) -> dict[str, int] | None:
-        return read_usage(self._usage_line[len(b"data:") :]) if self._usage_line else None
+        """The last that was said, which is at the end of a stream or nowhere."""
+        lines = (line for line in reversed(self._last) if USAGE_MARK in line)
+        usages = (read_usage(line[len(b"data:") :]) for line in lines)
+        return next((usage for usage in usages if usage is not None), None)
 
     @property
     def error_code(self) -> str | None:
@@ -59,15 +69,12 @@ class EventReader:
             return None
         return read_error_code(self._error_line[len(b"data:") :])
 
-    def _read(self, line: bytes, at: float) -> None:
-        if self._find_output(line):
-            self.output_at.append(at)
-        elif ERROR_MARK in line:
+    def _note(self, line: bytes) -> None:
+        """An event without output: an error, the end, or nothing of interest."""
+        if ERROR_MARK in line:
             self._error_line = line
         elif line.startswith((b"data: [DONE]", b"data:[DONE]")):
             self.is_done = True
-        if USAGE_MARK in line:
-            self._usage_line = line
 
 
 def read_usage(body: bytes) -> dict[str, int] | None:

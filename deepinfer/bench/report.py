@@ -96,6 +96,13 @@ def read_document(path: Path) -> Document:
     return document
 
 
+def check_success(document: Document) -> None:
+    """Raises BenchError when there is not one answer in it, so that a script does not go on."""
+    errors = [code for run in document.runs for code in run.summary.errors]
+    if errors and not any(run.summary.num_ok for run in document.runs):
+        raise BenchError(f"no request succeeded; most ended as `{errors[0]}`")
+
+
 # For people
 
 SPREAD_HEADERS = ("", "MEAN", "P50", "P90", "P99")

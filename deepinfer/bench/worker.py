@@ -21,6 +21,8 @@ from deepinfer.bench.outcome import LoadResult
 from deepinfer.errors import BenchError
 
 READY = b"ready\n"
+LOST = "a process of the benchmark ended"
+LAST_WORDS = "its last words are above"
 START_MARGIN_S = 0.05  # in which the word to start reaches every worker
 
 T = TypeVar("T")
@@ -44,7 +46,7 @@ def run_shares(plan: LoadPlan, num_processes: int) -> list[LoadResult]:
     try:
         for worker in workers:
             if _pipe(worker.stdout).readline() != READY:
-                raise BenchError("a process of the benchmark ended before it was ready")
+                raise BenchError(f"{LOST} before it was ready", hint=LAST_WORDS)
         start_at = time.perf_counter() + START_MARGIN_S
         for worker in workers:
             _say(worker, msgspec.json.encode(start_at))
@@ -83,7 +85,7 @@ def _read_result(worker: subprocess.Popen[bytes]) -> LoadResult:
     try:
         return msgspec.msgpack.decode(_pipe(worker.stdout).read(), type=LoadResult)
     except msgspec.DecodeError:
-        raise BenchError("a process of the benchmark ended before its load did") from None
+        raise BenchError(f"{LOST} before its load did", hint=LAST_WORDS) from None
 
 
 async def _start_when_told() -> float:

@@ -97,7 +97,7 @@ def bench() -> None:
 # fmt: on
 def bench_serve(**options: Any) -> None:
     """Measure a server over HTTP: throughput, latency, goodput, errors."""
-    from deepinfer.bench.report import write_document
+    from deepinfer.bench.report import check_success, write_document
 
     if options["compare"] is not None:
         _compare(*options["compare"])
@@ -111,6 +111,7 @@ def bench_serve(**options: Any) -> None:
     if options["json_file"] is not None:
         write_document(options["json_file"], document)
     _draw(document, options["html_file"], options["png_file"], is_sweep=bool(options["sweep"]))
+    check_success(document)
 
 
 def _draw(
@@ -149,15 +150,17 @@ def _read_target(url: str, options: dict[str, Any]) -> Target:
 def _read_key(file: Path | None) -> str | None:
     from deepinfer.errors import ConfigError
 
-    if file is None:
-        return os.environ.get(KEY_VARIABLE) or None
+    source = f"${KEY_VARIABLE}" if file is None else f"`{file}`"
     try:
-        key = file.read_text(encoding="utf-8").strip()
+        text = os.environ.get(KEY_VARIABLE, "") if file is None else file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read `{file}`: {error}") from error
-    if not key.isascii() or len(key.split()) != 1:
-        raise ConfigError(f"`{file}` does not hold one API key")
-    return key
+        raise ConfigError(f"cannot read {source}: {error}") from error
+    if file is None and not text:
+        return None
+    words = text.split()
+    if len(words) != 1 or not text.isascii():
+        raise ConfigError(f"{source} does not hold one API key", hint="a key is one word in ASCII")
+    return words[0]
 
 
 def _read_extra(text: str | None) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from deepinfer.config import ResolvedConfig, ServeConfig
+    from deepinfer.config import ServeConfig
+    from deepinfer.config_layers import ResolvedConfig
     from deepinfer.engine import EngineOptions
     from deepinfer.manifest import EngineFolder
     from deepinfer.server.adapters import PlacedAdapter
@@ -98,7 +99,7 @@ def serve(
     """Serve engines behind OpenAI-compatible routes."""
     resolved = _resolve(ctx.command, config_file, options)
     if is_print:
-        from deepinfer.config import format_config
+        from deepinfer.config_layers import format_config
 
         click.echo(format_config(resolved), nl=False)
         return
@@ -111,7 +112,7 @@ def _resolve(
     config_file: Path | None,
     options: dict[str, str | tuple[str, ...] | None],
 ) -> ResolvedConfig:
-    from deepinfer.config import Setting, load_config
+    from deepinfer.config_layers import Setting, load_config
 
     flags = [
         Setting(option.path, value, f"option `{option.opts[0]}`")

@@ -335,7 +335,7 @@ class EngineClient:
             self._resume()
 
     def _deliver(self, flight: Flight, chunk: TokenChunk) -> None:
-        was_suspect = flight.is_suspect
+        was_unproven = flight.is_unproven
         try:
             new = flight.accept(chunk)
         except Diverged:
@@ -347,7 +347,7 @@ class EngineClient:
         if new.finish_reason is not None:
             self._hangar.remove(flight)
             self._note_departures()
-        elif was_suspect:
+        elif was_unproven:
             self._resume()
 
     def _divert(self, flight: Flight) -> None:

@@ -19,7 +19,6 @@ import msgspec
 from deepinfer.generation import GenerationRequest, TokenChunk, TokenId
 from deepinfer.runtime.call import Call
 
-MAX_BLAMES = 2  # a request that has killed the engine so often is not tried again
 INT64_MAX = 2**63 - 1
 
 
@@ -37,7 +36,8 @@ class Flight:
     is_admitted: bool = False  # in this life of the engine
     num_lives: int = 0  # of the engine, that it was submitted to after the first
     num_interruptions: int = 0  # lives that ended while it ran
-    num_blames: int = 0  # lives that ended while it ran and had not come any further
+    # The numbers of those deaths of the engine at which it ran and had not come any further.
+    blames: set[int] = field(default_factory=set)
     # An array, since it is kept for every stream that is open: 4 bytes a token.
     _emitted: array[TokenId] = field(default_factory=lambda: array("i"))
     _num_unmatched: int = 0  # tokens that a replay has yet to come past
@@ -53,13 +53,19 @@ class Flight:
     @property
     def is_suspect(self) -> bool:
         """Whether it may be what killed the engine, and has not been seen to live since."""
-        return self.num_blames > 0 and not self._has_advanced
+        return bool(self.blames) and not self._has_advanced
 
-    def interrupt(self) -> None:
+    @property
+    def is_unproven(self) -> bool:
+        """Whether it was submitted again and has had no token since."""
+        return self.num_lives > 0 and not self._has_advanced
+
+    def interrupt(self, death: int) -> None:
         """Note that the engine died, or dropped what it held. A request that waited is unhurt."""
         if self.is_admitted:
             self.num_interruptions += 1
-            self.num_blames += not self._has_advanced
+            if not self._has_advanced:
+                self.blames.add(death)
         self.is_admitted = self._has_advanced = False
 
     def resume(self) -> GenerationRequest:

@@ -1,27 +1,35 @@
 """The requests that an engine has been given, and those that wait for its next life.
 
-When the engine dies, whatever it held is grounded here and leaves again when it is back: all at
-once, but for requests that may themselves be what killed it. Of these one at a time is tried, and
-the next only when that one has been seen to live, so that the innocent are not blamed twice for
-what one request does. This module sends nothing.
+When the engine dies, whatever it held is grounded here and leaves again when it is back. Requests
+that may themselves be what killed it are tried one at a time, once the others have been seen to
+live, so that the innocent are not blamed for what one request does. And two deaths prove nothing
+where engines die all the time: what is held against a request is weighed against the deaths that
+nobody explains. This module sends nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
 
 from deepinfer.errors import EngineUnavailable, RequestAbandoned
 from deepinfer.generation import GenerationRequest
-from deepinfer.runtime.flight import MAX_BLAMES, Flight
+from deepinfer.runtime.flight import Flight
 
 RESTART_RETRY_S = 2
+MAX_BLAMES = 2  # a request that has killed the engine so often is not tried again
+MEMORY_S = 600.0  # for so long a death counts that no request explains
 
 
 class Hangar:
     """Every flight of one engine, by the id that the engine knows it by."""
 
-    def __init__(self, max_resumes: int) -> None:
+    def __init__(self, max_resumes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_resumes = max_resumes
+        self._clock = clock
+        self._death_numbers = itertools.count()
+        self._unexplained: dict[int, float] = {}  # deaths that no request is held to have caused
         self._flights: dict[str, Flight] = {}  # by the request's own id
         self._airborne: dict[str, Flight] = {}  # by the id on the wire
         self._grounded: dict[str, Flight] = {}  # by the request's own id; a part of _flights
@@ -65,8 +73,9 @@ class Hangar:
 
     def ground(self, flights: Iterable[Flight]) -> Iterator[tuple[Flight, EngineUnavailable]]:
         """Keep what the engine has lost for its next life; yields what is given up, and why."""
+        death = self._note_death()
         for flight in flights:
-            flight.interrupt()
+            flight.interrupt(death)
             error = self._find_end(flight)
             if error is None:
                 self.hold(flight)
@@ -74,28 +83,38 @@ class Hangar:
                 self.remove(flight)
                 yield flight, error
 
+    def _note_death(self) -> int:
+        now = self._clock()
+        recent = {d: at for d, at in self._unexplained.items() if now - at < MEMORY_S}
+        death = next(self._death_numbers)
+        self._unexplained = {**recent, death: now}
+        return death
+
     def hold(self, flight: Flight) -> None:
         """Let a flight wait for `take_off`."""
         self._airborne.pop(flight.wire_id, None)
         self._grounded[flight.request.request_id] = flight
 
     def take_off(self) -> Iterator[tuple[Flight, GenerationRequest]]:
-        """The grounded flights that may go to the engine now, with what to submit."""
-        has_suspect = any(flight.is_suspect for flight in self._airborne.values())
-        for request_id, flight in tuple(self._grounded.items()):
-            if flight.is_suspect:
-                if has_suspect:
-                    continue
-                has_suspect = True
+        """The grounded flights that may go to the engine now, with what to submit.
+
+        A suspect goes when nothing else has yet to show that it lives.
+        """
+        grounded = sorted(self._grounded.items(), key=lambda item: item[1].is_suspect)
+        for request_id, flight in grounded:
+            if flight.is_suspect and any(f.is_unproven for f in self._airborne.values()):
+                return
             del self._grounded[request_id]
             request = flight.resume()
             self._airborne[flight.wire_id] = flight
             yield flight, request
 
     def _find_end(self, flight: Flight) -> EngineUnavailable | None:
-        if flight.num_blames >= MAX_BLAMES:
+        if self._is_guilty(flight):
+            for death in flight.blames:
+                self._unexplained.pop(death, None)
             return RequestAbandoned(
-                f"The engine died {flight.num_blames} times at the beginning of this request, "
+                f"The engine died {len(flight.blames)} times at the beginning of this request, "
                 "which is not tried again"
             )
         if flight.num_interruptions <= self._max_resumes:
@@ -109,3 +128,7 @@ class Hangar:
             f"The engine ended {flight.num_interruptions} times while this request was running; it "
             "is not resumed again"
         )
+
+    def _is_guilty(self, flight: Flight) -> bool:
+        num_others = len(self._unexplained.keys() - flight.blames)
+        return len(flight.blames) >= MAX_BLAMES and num_others <= len(flight.blames)

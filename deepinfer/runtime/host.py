@@ -344,7 +344,12 @@ def main() -> int:
     logs.configure(arguments.log_level, arguments.log_format)
     options = msgspec.json.decode(arguments.options, type=EngineOptions)
     listener = socket.socket(fileno=arguments.listen_fd)
-    status = EngineHost(listener, read_engine(arguments.engine), options).run()
+    try:
+        engine = read_engine(arguments.engine)
+    except CommandError as error:  # it was there when the server started
+        logger.error("cannot start again: %s", error.message)
+        return 1
+    status = EngineHost(listener, engine, options).run()
     if status:
         # A library that has failed may wait for ever in what it runs at exit.
         logging.shutdown()

@@ -16,6 +16,8 @@ from deepinfer.errors import DeepInferError
 from deepinfer.generation import GenerationRequest, TokenChunk
 
 HEADER = struct.Struct("<I")
+# What the decoder raises: for text that is not UTF-8, and for depth, nothing of its own.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 MAX_FRAME_BYTES = 64 * 2**20  # a prompt of a million tokens takes about 5 MB
 
 
@@ -117,14 +119,14 @@ def encode(message: ToEngine | FromEngine) -> bytes:
 def decode_to_engine(body: bytes) -> ToEngine:
     try:
         return _to_engine.decode(body)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise WireError(f"not a message to an engine: {error}") from error
 
 
 def decode_from_engine(body: bytes) -> FromEngine:
     try:
         return _from_engine.decode(body)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise WireError(f"not a message from an engine: {error}") from error
 
 

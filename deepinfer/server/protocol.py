@@ -78,10 +78,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     @property
     def _is_answering(self) -> bool:
-        if self.cycle is None:
-            return False
-        has_begun = self.cycle.response_started and not self.cycle.response_complete
-        return bool(self.pipeline) or has_begun
+        cycle = self.cycle  # none before the first request
+        has_begun = cycle and cycle.response_started and not cycle.response_complete
+        return bool(self.pipeline or has_begun)
 
     def _check_head(self, num_bytes: int) -> None:
         if num_bytes > MAX_HEAD_BYTES or self._num_fields > MAX_FIELDS:

@@ -6,6 +6,7 @@ event costs one join. The templates are held to the models of `answers.py` by th
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
@@ -23,6 +24,8 @@ from deepinfer.text.scores import PlacedToken
 
 DONE = b"data: [DONE]\n\n"
 END = b"}\n\n"
+PING = b": ping\n\n"  # a comment, which clients of event streams pass over
+PING_INTERVAL_S = 15.0
 HEADERS = {
     "cache-control": "no-store",
     "x-accel-buffering": "no",  # a proxy that buffers would undo the streaming
@@ -188,6 +191,7 @@ class EventStream(Response):
         first: bytes,
         events: AsyncGenerator[bytes, None],
         render_error: Callable[[RequestError], bytes] = error_event,
+        ping_interval_s: float = PING_INTERVAL_S,
     ) -> None:
         self.status_code = 200
         self.media_type = "text/event-stream"
@@ -196,22 +200,36 @@ class EventStream(Response):
         self._first = first
         self._events = events
         self._render_error = render_error
+        self._ping_interval_s = ping_interval_s
+        self._num_sent = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # The layers between have seen the head, and have nothing to do with what follows it.
+        send_event = scope.get(DIRECT_SEND_KEY, send)
         async with aclosing(self._events):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            pinging = asyncio.create_task(self._ping(send_event))
             try:
                 await send(_body(self._first))
-                # The layers between have seen the head, and have nothing to do with what follows.
-                send_event = scope.get(DIRECT_SEND_KEY, send)
                 async for event in self._events:
                     if event:
+                        self._num_sent += 1
                         await send_event(_body(event))
             except Exception as error:
                 failure = as_request_error(error)
                 record_of(scope).error_code = failure.code
                 await send(_body(self._render_error(failure)))
+            finally:
+                pinging.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _ping(self, send: Send) -> None:
+        """Keep the connection alive while no event comes: proxies close what is silent."""
+        while True:
+            num_sent = self._num_sent
+            await asyncio.sleep(self._ping_interval_s)
+            if num_sent == self._num_sent:
+                await send(_body(PING))
 
 
 def _body(event: bytes) -> dict[str, object]:

@@ -84,6 +84,25 @@ def test_two_reports_are_compared_without_a_server(
     assert {row.split()[-1] for row in rows} == {"1.000"}
 
 
+def test_run_without_one_answer_is_reported_and_then_an_error(
+    server: ServerProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench(server, "--prompt-tokens", "100000") == 1
+    output = capsys.readouterr()
+    assert "6 failed" in output.out
+    assert output.err.splitlines()[-1] == (
+        "error: no request succeeded; most ended as `http_400 context_length_exceeded`"
+    )
+
+
+@pytest.mark.parametrize("text", ["two words", "schl\u00fcssel", "\n"])
+def test_key_is_one_word(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "key").write_text(text, encoding="utf-8")
+    arguments = ["--url", "http://127.0.0.1:1", "--api-key-file", str(tmp_path / "key")]
+    assert main(["bench", "serve", *arguments]) == 1
+    assert "does not hold one API key" in capsys.readouterr().err
+
+
 def test_server_of_its_own_takes_options(
     engine_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -127,12 +127,18 @@ def measure(engine: EngineFolder, *batch_sizes: int, prompt_len: int = 16) -> En
 
 
 def test_machine_is_measured_by_real_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("numpy")
     monkeypatch.setattr(machine, "ARRAY_BYTES", 2**20)
     monkeypatch.setattr(machine, "GEMM_SIZE", 64)
     rates = machine.measure(num_threads=2)
     assert rates.num_threads == 2
     assert min(rates.read_bytes_per_s, rates.copy_bytes_per_s, rates.gemm_flops) > 0
+
+
+def test_machine_without_numpy_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "find_spec", lambda _: None)
+    with pytest.raises(BenchError) as caught:
+        machine.measure_machine(num_threads=1)
+    assert caught.value.hint and "--rates-only" in caught.value.hint
 
 
 def test_engine_is_measured_at_each_batch_size(tmp_path: Path) -> None:

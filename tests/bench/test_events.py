@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepinfer.bench.events import CHAT_OUTPUT, COMPLETION_OUTPUT, EventReader
@@ -31,6 +31,7 @@ def test_events_with_output_are_noted_with_their_time() -> None:
     assert reader.is_done
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, len(STREAM)), max_size=8))
 def test_where_the_bytes_are_cut_makes_no_difference(cuts: list[int]) -> None:
     places = [0, *sorted(cuts), len(STREAM)]
@@ -40,6 +41,7 @@ def test_where_the_bytes_are_cut_makes_no_difference(cuts: list[int]) -> None:
     assert reader.is_done
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1))
 def test_any_text_is_one_event(text: str) -> None:
     for ascii_only in (True, False):

@@ -10,9 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from deepinfer.bench import png
 from deepinfer.bench.chart import make_panels, render_page, ticks
 from deepinfer.bench.compare import compare, differences
-from deepinfer.bench.png import write_png
+from deepinfer.bench.png import check_png, write_png
 from deepinfer.bench.report import (
     SWEEP_HEADERS,
     overview,
@@ -141,7 +142,16 @@ def test_page_of_runs_without_tokens_has_the_table_only() -> None:
     assert "<svg" not in page and "<table>" in page
 
 
+def test_png_without_its_library_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check_png(Path("a.png"))
+    monkeypatch.setattr(png, "find_spec", lambda _: None)
+    with pytest.raises(BenchError) as caught:
+        check_png(Path("a.png"))
+    assert caught.value.hint and "deepinfer[bench]" in caught.value.hint
+
+
 def test_png_is_a_png(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     write_png(tmp_path / "a.png", document(run(1), run(4)))
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -37,12 +37,15 @@ def test_those_that_had_come_further_leave_together() -> None:
     assert depart(hangar) == []
 
 
-def test_suspects_leave_one_by_one() -> None:
+def test_suspects_leave_one_by_one_when_the_others_are_seen_to_live() -> None:
     hangar = Hangar(max_resumes=5)
     flights = {name: launch(hangar, name) for name in "abc"}
     waiting = launch(hangar, "w", is_admitted=False)
     assert die(hangar) == {}
-    assert depart(hangar) == ["a", "w"]
+    assert depart(hangar) == ["w"]
+    assert depart(hangar) == []
+    advance(waiting)
+    assert depart(hangar) == ["a"]
     assert depart(hangar) == []
     advance(flights["a"])
     assert depart(hangar) == ["b"]
@@ -61,6 +64,30 @@ def test_second_death_ends_only_the_suspect_that_ran() -> None:
     assert list(ended) == ["a"] and isinstance(ended["a"], RequestAbandoned)
     assert depart(hangar) == ["b"]
     assert len(hangar) == 1
+
+
+def test_two_deaths_prove_nothing_where_engines_die_all_the_time() -> None:
+    now = 0.0
+    hangar = Hangar(max_resumes=50, clock=lambda: now)
+    for _ in range(5):
+        assert die(hangar) == {}  # nothing runs that could have caused them
+    innocent = launch(hangar, "a")
+    for _ in range(4):
+        assert die(hangar) == {}
+        assert depart(hangar) == ["a"]
+        innocent.is_admitted = True
+    now = 1_000.0  # what was long ago is forgotten
+    assert list(die(hangar)) == ["a"]
+
+
+def test_what_a_request_has_explained_does_not_excuse_the_next_one() -> None:
+    hangar = Hangar(max_resumes=50)
+    for name in "abcdef":
+        guilty = launch(hangar, name)
+        assert die(hangar) == {}
+        assert depart(hangar) == [name]
+        guilty.is_admitted = True
+        assert list(die(hangar)) == [name]
 
 
 def test_deaths_are_bounded_even_for_those_that_come_further() -> None:

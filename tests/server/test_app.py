@@ -83,7 +83,7 @@ async def app_client(
         ChatTemplate.load(engine.tokenizer_dir),
         EngineNames((engine.manifest.model.id,)),
     )
-    state = ServerState(ServeConfig(), EngineCatalog([served]), (), lambda: gpus, gpus)
+    state = ServerState(ServeConfig(), EngineCatalog([served]), lambda: gpus, gpus)
     transport = httpx.ASGITransport(create_app(state))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client

@@ -12,7 +12,8 @@ import httpx
 import openai
 import pytest
 
-from deepinfer.config import LimitsSection, ServeConfig, Setting, load_config
+from deepinfer.config import LimitsSection, ServeConfig
+from deepinfer.config_layers import Setting, load_config
 from deepinfer.errors import ConfigError
 from deepinfer.server.keys import Key, KeyRing, digest_of, parse_keys, read_keys
 from tests.server.serving import ServerProcess, client_of, make_echo_engine, serving

@@ -71,11 +71,11 @@ def test_no_status_is_promised_that_never_comes(document: dict[str, Any]) -> Non
         for status in operation["responses"]
     }
     assert not [entry for entry in statuses if entry[1] == "422"]
-    generating = {"200", "400", "401", "404", "413", "415", "429", "500", "503"}
+    generating = {"200", "400", "401", "404", "408", "413", "415", "429", "500", "503"}
     assert {s for path, s in statuses if path == "/v1/completions"} == generating
     assert {s for path, s in statuses if path == "/health"} == {"200", "503"}
     assert {s for path, s in statuses if path == "/health/ready"} == {"200", "503"}
-    tokenizing = {"200", "400", "401", "404", "413", "415", "500", "503"}
+    tokenizing = {"200", "400", "401", "404", "408", "413", "415", "500", "503"}
     assert {s for path, s in statuses if path == "/tokenize"} == tokenizing
 
 

@@ -43,7 +43,7 @@ GRAMMARS = re.compile(r"response_format|structured_outputs|guided_|text\.format|
 
 def make_document() -> dict[str, Any]:
     """What the server publishes; its engines have no part in it."""
-    state = ServerState(ServeConfig(), cast(EngineCatalog, ()), (), tuple, ())
+    state = ServerState(ServeConfig(), cast(EngineCatalog, ()), tuple, ())
     return create_app(state).openapi()
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncGenerator
 
 import msgspec
 from hypothesis import example, given
 from hypothesis import strategies as st
+from starlette.types import Message
 
 from deepinfer.errors import EngineUnavailable
 from deepinfer.generation import FinishReason, Usage
 from deepinfer.server.answers import ChatChunk, CompletionChunk
 from deepinfer.server.sse import (
     DONE,
+    PING,
     ChatEvents,
     CompletionEvents,
+    EventStream,
     encode_text,
     error_event,
 )
@@ -91,3 +96,24 @@ def test_error_event_has_the_whole_error() -> None:
             "code": "engine_unavailable",
         }
     }
+
+
+async def test_silence_is_filled_with_comments() -> None:
+    goes_on = asyncio.Event()
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        yield b"data: 1\n\n"
+        await goes_on.wait()
+        yield b"data: 2\n\n"
+
+    sent: list[bytes] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message.get("body", b""))
+        if sent.count(PING) == 2:
+            goes_on.set()
+
+    stream = events()
+    response = EventStream(await anext(stream), stream, ping_interval_s=0.01)
+    await response({"type": "http"}, lambda: None, send)  # type: ignore[arg-type, return-value]
+    assert [body for body in sent if body] == [b"data: 1\n\n", PING, PING, b"data: 2\n\n"]

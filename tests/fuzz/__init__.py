@@ -1,0 +1,1 @@
+"""Generated input for everything that reads what others have written; the same on every run."""
