@@ -36,7 +36,7 @@ from served import (
 PROMPTS = ("Once upon a time", "The little fox was", "What is 3 + 4?", "One day, a bird")
 NUM_TOKENS = 48
 NUM_CLIENTS = 12
-KILL_EVERY_S = 15.0
+KILL_EVERY_S = 10.0
 MAX_STAY_S = 0.3  # of a client that leaves
 WARM_UP_S = 12.0
 OPTIONS = ("--hang-timeout", "1", "--resume-attempts", "100", "--max-waiting-requests", "32")

@@ -1,8 +1,16 @@
+"""For all tests: engines that are compiled once, and no more threads than there are cores."""
+
 from __future__ import annotations
+
+import os
 
 import pytest
 
 from tests.building import BuildEngine, make_engine_builder
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several processes share the cores: a pool of threads in each would only get in the way.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

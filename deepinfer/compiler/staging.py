@@ -74,12 +74,29 @@ def free_disk_bytes(path: Path) -> int:
 
 def refuse_foreign(target: Path) -> None:
     """Raise BuildError when `target` exists and is not an engine."""
-    is_engine = (target / MANIFEST_NAME).is_file() and not target.is_symlink()
-    if os.path.lexists(target) and not is_engine:
+    if _is_foreign(target):
         raise BuildError(
             f"`{target}` exists and is not an engine; it will not be overwritten",
             hint="choose another `--name` or `--output`, or move it away",
         )
+
+
+def _is_foreign(target: Path) -> bool:
+    """Whether there is something else than an engine, whatever another build replaces meanwhile."""
+    while True:
+        try:
+            folder = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True  # a file or a link
+        try:
+            if MANIFEST_NAME in os.listdir(folder):
+                return False
+            if _is_same_folder(folder, target):
+                return True
+        finally:
+            os.close(folder)
 
 
 def _lock_new_folder(path: Path, on_wait: Callable[[], None]) -> int:
