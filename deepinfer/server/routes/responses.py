@@ -70,15 +70,7 @@ def make_router(state: ServerState) -> APIRouter:
 
         def keep(response: ResponseObject) -> None:
             if body.store:
-                state.responses.put(
-                    StoredResponse(
-                        id=response.id,
-                        owner=owner,
-                        rendered=response.model_dump_json().encode(),
-                        input=items,
-                        output=tuple(response.output),
-                    )
-                )
+                _store(state, response, items, owner)
 
         run = await prepare_response(engine, body, items, record_of(request.scope), keep)
         if body.stream:
@@ -120,6 +112,20 @@ def make_router(state: ServerState) -> APIRouter:
         return json_response(ItemList.of(items, has_more=has_more))
 
     return router
+
+
+def _store(
+    state: ServerState, response: ResponseObject, items: tuple[Item, ...], owner: bytes
+) -> None:
+    state.responses.put(
+        StoredResponse(
+            id=response.id,
+            owner=owner,
+            rendered=response.model_dump_json().encode(),
+            input=items,
+            output=tuple(response.output),
+        )
+    )
 
 
 def _find(state: ServerState, request: Request) -> StoredResponse:
