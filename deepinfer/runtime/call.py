@@ -1,4 +1,8 @@
-"""One `generate` of an engine client: its terms, its clock, and the chunks that came for it."""
+"""One call of an engine: its terms, its clock, and the chunks that came for it.
+
+Chunks are either received by a task that waits for them, or poured into a sink in the very callback
+that brings them. Pouring wakes nobody up, which is most of what a token would cost otherwise.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +34,9 @@ class Terms:
 
 DEFAULT_TERMS = Terms()
 
+# Takes the chunks of one engine step, and says whether it wants those of the next as well.
+Sink = Callable[[list[TokenChunk]], bool]
+
 
 class Call:
     """Unread chunks of a call's sequences, and the error that ends it. For one event loop."""
@@ -40,6 +47,8 @@ class Call:
         self._chunks: list[TokenChunk] = []
         self._error: RequestError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._sink: Sink | None = None
+        self._is_pouring = False
 
     @contextmanager
     def limits(self) -> Iterator[None]:
@@ -63,9 +72,18 @@ class Call:
             if self.terms.on_admitted is not None:
                 self.terms.on_admitted()
 
-    def deliver(self, chunk: TokenChunk) -> None:
+    def deliver(self, chunk: TokenChunk) -> bool:
+        """Keep a chunk until `flush`. Whether it is the first one that nobody has read yet."""
+        is_first = not self._chunks
         self._chunks.append(chunk)
-        self._wake()
+        return is_first
+
+    def flush(self) -> None:
+        """Hand on what was delivered, once for all chunks of an engine step."""
+        if self._sink is None:
+            self._wake()
+        elif not self._is_pouring:  # a sink that cancels a sequence comes by here again
+            self._pour_out(self._sink)
 
     def fail(self, error: RequestError) -> None:
         self._error = error
@@ -76,11 +94,47 @@ class Call:
         if not self._chunks and self._error is None:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        chunks, self._chunks = self._chunks, []
+        chunks = self._take()
         if chunks:
             return chunks
         assert self._error is not None
         raise self._error
+
+    async def pour(self, sink: Sink) -> None:
+        """Call `sink` with the chunks of each step, at once, until it wants no more.
+
+        What is delivered after that waits for the next `pour` or `receive`. Raises what `sink`
+        raises, and the error that comes instead of chunks.
+        """
+        self._waiter = asyncio.get_running_loop().create_future()
+        self._sink = sink
+        self._pour_out(sink)
+        if self._error is not None:
+            self._wake()
+        try:
+            await self._waiter
+        finally:
+            self._sink = None
+        if self._error is not None and not self._chunks:
+            raise self._error
+
+    def _pour_out(self, sink: Sink) -> None:
+        self._is_pouring = True
+        try:
+            while self._chunks and self._sink is not None:
+                if not sink(self._take()):
+                    self._sink = None
+                    self._wake()
+        except Exception as error:
+            self._sink = None
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_exception(error)
+        finally:
+            self._is_pouring = False
+
+    def _take(self) -> list[TokenChunk]:
+        chunks, self._chunks = self._chunks, []
+        return chunks
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

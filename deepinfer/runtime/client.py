@@ -1,6 +1,6 @@
 """The API process's side of one engine: generate, cancel, and know how the engine is.
 
-All methods belong to one event loop. A step's tokens arrive as one message and wake each waiting
+All methods belong to one event loop. A step's tokens arrive as one message and are handed to each
 call once, however many sequences it has. When the engine process dies, what it held is submitted
 to the next one and goes on where it was (`flight.py`, `hangar.py`). The client knows no text and
 no HTTP.
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from deepinfer.engine import (
     FAILED,
@@ -116,23 +117,33 @@ class EngineClient:
         runs. Raises a RequestError: before the first item when the engine does not take the
         requests (it takes all or none), later when they cannot be finished.
         """
+        num_unfinished = len(requests)
+        with self.call(requests, terms) as call:
+            while num_unfinished:
+                chunks = await call.receive()
+                num_unfinished -= sum(chunk.finish_reason is not None for chunk in chunks)
+                yield chunks
+
+    @contextmanager
+    def call(
+        self, requests: Sequence[GenerationRequest], terms: Terms = DEFAULT_TERMS
+    ) -> Iterator[Call]:
+        """Submit `requests` together; their chunks come to the call. Leaving cancels what runs.
+
+        Raises a RequestError when the engine takes nothing now. Whether it takes these is the
+        first thing that the call has to say.
+        """
         self._check_accepting()
         call = Call(terms)
         max_input_len = self.manifest.limits.max_input_len
         for request in requests:
             self._hangar.launch(Flight(request, call, max_input_len))
         self._send(wire.Submit(tuple(requests), terms.tenant, terms.priority))
-        unfinished = {request.request_id for request in requests}
         try:
             with call.limits():
-                while unfinished:
-                    chunks = await call.receive()
-                    for chunk in chunks:
-                        if chunk.finish_reason is not None:
-                            unfinished.discard(chunk.request_id)
-                    yield chunks
+                yield call
         finally:
-            self._remove(unfinished)
+            self._remove(request.request_id for request in requests)
 
     def cancel(self, request_ids: Sequence[str]) -> None:
         """End some sequences of a running `generate` early; each gets one last chunk, CANCELLED.
@@ -142,6 +153,7 @@ class EngineClient:
         for flight in self._remove(request_ids):
             name = flight.request.request_id
             flight.call.deliver(TokenChunk(name, finish_reason=FinishReason.CANCELLED))
+            flight.call.flush()
 
     async def close(self, timeout_s: float) -> None:
         """Take no more work, give running requests up to `timeout_s`, and end the engine."""
@@ -320,6 +332,7 @@ class EngineClient:
         if message.chunks:
             self._watchdog.advance()
         interrupted: list[Flight] = []
+        calls: list[Call] = []  # with something new
         find_airborne = self._hangar.find_airborne
         for chunk in message.chunks:
             # A request that was cancelled a moment ago may still have tokens under way.
@@ -328,27 +341,31 @@ class EngineClient:
                 continue
             if chunk.finish_reason is FinishReason.INTERRUPTED:
                 interrupted.append(flight)
-            else:
-                self._deliver(flight, chunk)
+            elif self._deliver(flight, chunk):
+                calls.append(flight.call)
+        for call in calls:
+            call.flush()
         if interrupted:
             self._ground(interrupted)
             self._resume()
 
-    def _deliver(self, flight: Flight, chunk: TokenChunk) -> None:
+    def _deliver(self, flight: Flight, chunk: TokenChunk) -> bool:
+        """Whether the flight's call is to be flushed for it."""
         was_unproven = flight.is_unproven
         try:
             new = flight.accept(chunk)
         except Diverged:
             self._divert(flight)
-            return
+            return False
         if new is None:
-            return
-        flight.call.deliver(new)
+            return False
+        is_first = flight.call.deliver(new)
         if new.finish_reason is not None:
             self._hangar.remove(flight)
             self._note_departures()
         elif was_unproven:
             self._resume()
+        return is_first
 
     def _divert(self, flight: Flight) -> None:
         """A replay went another way than what the client has been sent."""

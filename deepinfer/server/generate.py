@@ -1,21 +1,23 @@
 """The one generation path: a plan's sequences run on an engine and come back as pieces of text.
 
 Whoever collects an answer drains the same stream that others send on as it comes. Closing the
-stream cancels what still runs. This module knows neither HTTP nor the shape of any answer.
+stream cancels what still runs. A stream that is being sent may be poured: then it is written in the
+callback that brings the tokens, and nobody waits to be woken up. This module knows neither HTTP nor
+the shape of any answer.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from typing import Literal
 
 import msgspec
 
 from deepinfer.errors import InternalError, InvalidValue, RequestError
 from deepinfer.generation import FinishReason, TokenChunk, Usage
-from deepinfer.runtime.call import Terms
+from deepinfer.runtime.call import Call, Terms
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.prepare import Choice, Plan
 from deepinfer.server.record import RequestRecord
@@ -48,6 +50,7 @@ class Generation:
         self._record = record
         self._by_request_id = {choice.request.request_id: choice for choice in plan.choices}
         self._num_unfinished = len(plan.choices)
+        self._call: Call | None = None  # while `deltas` is open
         self._unechoed = {choice.index for choice in plan.choices if choice.echo is not None}
 
     @property
@@ -60,24 +63,34 @@ class Generation:
         outputs = (choice.output for choice in self._plan.choices)
         return Usage(self._plan.prompt_tokens, sum(out.completion_tokens for out in outputs))
 
+    @property
+    def is_over(self) -> bool:
+        """Whether every choice has had its finish reason."""
+        return not self._num_unfinished
+
     async def deltas(self) -> AsyncGenerator[list[Delta], None]:
         """What each wake-up brings; the list is empty when tokens came that show no text yet.
 
         Ends when every choice has had its finish reason. Raises a RequestError: before the first
         item when the engine does not take the requests, later when it fails under them.
         """
-        requests = [choice.request for choice in self._plan.choices]
-        self._note_submission()
-        try:
-            async with aclosing(self._engine.client.generate(requests, self._terms())) as stream:
-                async for chunks in stream:
-                    deltas = self._advance(chunks)
-                    self._note_tokens()
-                    yield deltas
-                    if not self._num_unfinished:
-                        return
-        finally:
-            self._note_outcome()
+        with self._submitted() as call:
+            while not self.is_over:
+                yield self._advance(await call.receive())
+
+    async def pour(self, sink: Callable[[list[Delta]], bool]) -> None:
+        """Give `sink` what each step brings, as it comes, until it returns False or all is over.
+
+        For a generation whose `deltas` has yielded and is open; it ends when that is closed. Raises
+        what `sink` raises, and a RequestError when the generation fails.
+        """
+        assert self._call is not None, "poured before it was begun"
+
+        def take(chunks: list[TokenChunk]) -> bool:
+            return sink(self._advance(chunks)) and self._num_unfinished > 0
+
+        if not self.is_over:
+            await self._call.pour(take)
 
     async def collect(self) -> list[Answer]:
         """Every choice whole, in order."""
@@ -93,8 +106,26 @@ class Generation:
             for i, choice in enumerate(self._plan.choices)
         ]
 
+    @contextmanager
+    def _submitted(self) -> Iterator[Call]:
+        requests = [choice.request for choice in self._plan.choices]
+        self._note_submission()
+        try:
+            with self._engine.client.call(requests, self._terms()) as call:
+                self._call = call
+                yield call
+        finally:
+            self._call = None
+            self._note_outcome()
+
     def _advance(self, chunks: Sequence[TokenChunk]) -> list[Delta]:
-        """What the chunks add to each choice, whatever number of them a slow reader let pile up."""
+        """What the chunks add to each choice, and a note that they have come."""
+        deltas = self._read(chunks)
+        self._note_tokens()
+        return deltas
+
+    def _read(self, chunks: Sequence[TokenChunk]) -> list[Delta]:
+        """One delta a choice, whatever number of chunks a slow reader let pile up."""
         if len(chunks) == 1:  # nearly always
             delta = self._take(chunks[0])
             return [] if delta is None else [delta]

@@ -1,23 +1,50 @@
 """HTTP/1.1 with bounds on what comes before a body: its bytes, its fields and its time.
 
 uvicorn reads any head, however long it is and takes. What this refuses is refused before a request
-exists, so it has no id and no line in the log of requests. It knows no routes.
+exists, so it has no id and no line in the log of requests. What uvicorn has no words for either: to
+write a part of a response at once, or to be told that the client lags. It knows no routes.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from deepinfer.errors import HeadTooLarge, InvalidHttp, RequestError
 from deepinfer.server.errors import error_body
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_FIELDS = 100
+OUTLET_KEY = "deepinfer.outlet"
+
+
+class Outlet:
+    """Where a response that has begun may be written past ASGI, which costs a coroutine a part."""
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._flow = cycle.flow
+        self._write = cycle.transport.write
+
+    def try_write(self, part: bytes) -> bool:
+        """Write a part now, or return False: then `send` is the way, and waits if it must."""
+        cycle = self._cycle
+        if self._flow.write_paused or cycle.disconnected or not cycle.chunked_encoding:
+            return False
+        self._write(b"%x\r\n%b\r\n" % (len(part), part))
+        return True
+
+
+def find_outlet(scope: Scope) -> Callable[[bytes], bool]:
+    """`try_write` of the response to this request; on another kind of server it never can."""
+    outlet = scope.get(OUTLET_KEY)
+    return outlet.try_write if isinstance(outlet, Outlet) else lambda _: False
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -68,6 +95,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._end_head()
         super().on_headers_complete()
+        if self.cycle.scope is self.scope:  # not for a request to speak another protocol
+            self.scope[OUTLET_KEY] = Outlet(self.cycle)  # type: ignore[literal-required]
 
     def send_400_response(self, msg: str) -> None:
         """What is no request, or a refused one, is answered and ends the connection."""

@@ -1,4 +1,4 @@
-"""Server-sent events: how chunks become bytes, and how bytes are sent.
+"""Server-sent events as bytes.
 
 A stream's events differ in a few places only, so all the rest is rendered once a stream and an
 event costs one join. The templates are held to the models of `answers.py` by the tests.
@@ -6,30 +6,20 @@ event costs one join. The templates are held to the models of `answers.py` by th
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 
 import msgspec
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from deepinfer.errors import RequestError
 from deepinfer.generation import FinishReason, Usage
 from deepinfer.server.chat_reader import CallPart, ChatPart
-from deepinfer.server.errors import as_request_error, error_object
+from deepinfer.server.errors import error_object
 from deepinfer.server.log_probs import as_chat, as_completion
-from deepinfer.server.record import DIRECT_SEND_KEY, record_of
 from deepinfer.text.scores import PlacedToken
 
 DONE = b"data: [DONE]\n\n"
 END = b"}\n\n"
 PING = b": ping\n\n"  # a comment, which clients of event streams pass over
-PING_INTERVAL_S = 15.0
-HEADERS = {
-    "cache-control": "no-store",
-    "x-accel-buffering": "no",  # a proxy that buffers would undo the streaming
-}
 
 # JSON leaves them as they are, yet many clients split lines there as Python does.
 _LINE_BREAKS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
@@ -177,71 +167,3 @@ def _call(part: CallPart) -> dict[str, object]:
         return {"index": part.index, "function": {"arguments": part.arguments}}
     function = {"name": part.name, "arguments": part.arguments}
     return {"index": part.index, "id": part.id, "type": "function", "function": function}
-
-
-class EventStream(Response):
-    """Sends events as they come. An error on the way becomes the last event.
-
-    Made by `open_stream`, which has waited for the first event: whatever goes wrong before it is
-    answered with a status of its own.
-    """
-
-    def __init__(
-        self,
-        first: bytes,
-        events: AsyncGenerator[bytes, None],
-        render_error: Callable[[RequestError], bytes] = error_event,
-        ping_interval_s: float = PING_INTERVAL_S,
-    ) -> None:
-        self.status_code = 200
-        self.media_type = "text/event-stream"
-        self.background = None
-        self.init_headers(HEADERS)
-        self._first = first
-        self._events = events
-        self._render_error = render_error
-        self._ping_interval_s = ping_interval_s
-        self._num_sent = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # The layers between have seen the head, and have nothing to do with what follows it.
-        send_event = scope.get(DIRECT_SEND_KEY, send)
-        async with aclosing(self._events):
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            pinging = asyncio.create_task(self._ping(send_event))
-            try:
-                await send(_body(self._first))
-                async for event in self._events:
-                    if event:
-                        self._num_sent += 1
-                        await send_event(_body(event))
-            except Exception as error:
-                failure = as_request_error(error)
-                record_of(scope).error_code = failure.code
-                await send(_body(self._render_error(failure)))
-            finally:
-                pinging.cancel()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _ping(self, send: Send) -> None:
-        """Keep the connection alive while no event comes: proxies close what is silent."""
-        while True:
-            num_sent = self._num_sent
-            await asyncio.sleep(self._ping_interval_s)
-            if num_sent == self._num_sent:
-                await send(_body(PING))
-
-
-def _body(event: bytes) -> dict[str, object]:
-    return {"type": "http.response.body", "body": event, "more_body": True}
-
-
-async def open_stream(
-    events: AsyncGenerator[bytes, None],
-    render_error: Callable[[RequestError], bytes] = error_event,
-) -> EventStream:
-    """Wait for the first event and answer with the stream. Raises what happens before it.
-
-    `render_error` makes the last event of a stream that fails after it.
-    """
-    return EventStream(await anext(events), events, render_error)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Iterator
-from functools import partial
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, cast
 
 import anthropic
 import httpx
@@ -17,6 +16,8 @@ from pydantic import TypeAdapter
 from deepinfer.errors import EngineUnavailable
 from deepinfer.generation import Usage
 from deepinfer.server.chat_reader import ChatReader
+from deepinfer.server.event_stream import open_stream
+from deepinfer.server.generate import Delta, Generation
 from deepinfer.server.messages_api import answer as shapes
 from deepinfer.server.messages_api.events import (
     render_block_event,
@@ -24,9 +25,10 @@ from deepinfer.server.messages_api.events import (
     render_error,
     render_start,
 )
+from deepinfer.server.messages_api.run import MessageRun
 from deepinfer.server.messages_api.writer import BlockWriter
+from deepinfer.server.prepare import Choice
 from deepinfer.server.record import RECORD_KEY, RequestRecord
-from deepinfer.server.sse import open_stream
 from deepinfer.text.reasoning import ReasoningParser
 from deepinfer.text.tool_formats.hermes import HermesParser
 from tests.server.messaging import (
@@ -38,6 +40,7 @@ from tests.server.messaging import (
     user,
 )
 from tests.server.serving import MODEL_ID, ServerProcess, client_of
+from tests.server.sources import ScriptedSource
 
 EVENTS: TypeAdapter[Any] = TypeAdapter(
     shapes.MessageStart
@@ -221,10 +224,6 @@ def test_what_goes_wrong_before_the_stream_has_a_status(saying: ServerProcess) -
 
 
 async def test_what_goes_wrong_later_is_the_last_event() -> None:
-    async def events() -> AsyncGenerator[bytes, None]:
-        yield b"event: ping\ndata: {}\n\n"
-        raise EngineUnavailable("It ended\nsuddenly")
-
     sent: list[bytes] = []
 
     async def send(message: Any) -> None:
@@ -233,9 +232,19 @@ async def test_what_goes_wrong_later_is_the_last_event() -> None:
     async def receive() -> Any:
         raise AssertionError("a stream reads nothing")
 
-    stream = await open_stream(events(), partial(render_error, request_id="req-1"))
+    source = ScriptedSource([Delta(0, "one", None)], EngineUnavailable("It ended\nsuddenly"))
+    run = MessageRun(
+        id="msg_1",
+        request_id="req-1",
+        model="m",
+        asked_max_tokens=4,
+        choice=cast(Choice, None),  # which is looked at when it is over
+        generation=cast(Generation, source),
+        writer=BlockWriter(ChatReader()),
+    )
+    stream = await open_stream(source, run)
     await stream({"type": "http", RECORD_KEY: RequestRecord("req-1")}, receive, send)
-    (_, event) = b"".join(sent).strip().split(b"\n\n")
+    *_, event = b"".join(sent).strip().split(b"\n\n")
     (error,) = read_stream(event + b"\n\n")
     assert error["error"]["type"] == "overloaded_error"
     assert (error["error"]["code"], error["request_id"]) == ("engine_unavailable", "req-1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, cast
@@ -228,30 +228,22 @@ def test_answer_without_any_text_is_an_empty_message() -> None:
     assert describe(draft) == [("message", "", "completed")]
 
 
-class FailingGeneration:
-    """Says one word, and then the engine is gone."""
-
-    usage = Usage(1, 1)
-
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-
-    async def deltas(self) -> AsyncGenerator[list[Delta], None]:
-        yield [Delta(0, "one", None)]
-        raise self._error
-
-
 async def fail(error: EngineUnavailable | InvalidValue) -> tuple[bytes, list[ResponseObject]]:
     """The bytes of a stream that fails, and what was kept of it."""
     kept: list[ResponseObject] = []
     body = ResponsesBody.model_validate({"input": "x"})
     draft = Draft(ResponseObject.of(body, "resp_1", "m"), None)
-    run = ResponseRun(cast(Generation, FailingGeneration(error)), draft, kept.append)
-    sent = b""
-    with pytest.raises(type(error)):
-        async for data in run.stream():
-            sent += data
-    return sent + run.render_error(error), kept
+    source = ScriptedSource([Delta(0, "one", None)], error)
+    run = ResponseRun(cast(Generation, source), draft, kept.append)
+    sent: list[bytes] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("body", b""))
+
+    stream = await open_stream(source, run)
+    scope = {"type": "http", RECORD_KEY: RequestRecord("req-1")}
+    await stream(scope, lambda: None, send)  # type: ignore[arg-type, return-value]
+    return b"".join(sent), kept
 
 
 async def test_failure_after_the_start_is_an_error_and_a_failed_response() -> None:

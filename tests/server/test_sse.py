@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
 
 import msgspec
 from hypothesis import example, given
 from hypothesis import strategies as st
 from starlette.types import Message
 
-from deepinfer.errors import EngineUnavailable
+from deepinfer.errors import EngineUnavailable, RequestError
 from deepinfer.generation import FinishReason, Usage
 from deepinfer.server.answers import ChatChunk, CompletionChunk
+from deepinfer.server.event_stream import EventStream
+from deepinfer.server.generate import Delta
 from deepinfer.server.sse import (
     DONE,
     PING,
     ChatEvents,
     CompletionEvents,
-    EventStream,
     encode_text,
     error_event,
 )
+from tests.server.sources import ScriptedSource
 
 MODEL = 'a "quoted" \\ model/ünïcode'
 # Every character that UTF-8 can carry.
@@ -98,13 +99,21 @@ def test_error_event_has_the_whole_error() -> None:
     }
 
 
+class PlainWriter:
+    """The text and nothing around it."""
+
+    def write(self, deltas: list[Delta]) -> bytes:
+        return "".join(delta.text for delta in deltas).encode()
+
+    def end(self) -> bytes:
+        return DONE
+
+    def fail(self, error: RequestError) -> bytes:
+        return error_event(error)
+
+
 async def test_silence_is_filled_with_comments() -> None:
     goes_on = asyncio.Event()
-
-    async def events() -> AsyncGenerator[bytes, None]:
-        yield b"data: 1\n\n"
-        await goes_on.wait()
-        yield b"data: 2\n\n"
 
     sent: list[bytes] = []
 
@@ -113,7 +122,9 @@ async def test_silence_is_filled_with_comments() -> None:
         if sent.count(PING) == 2:
             goes_on.set()
 
-    stream = events()
-    response = EventStream(await anext(stream), stream, ping_interval_s=0.01)
+    source = ScriptedSource([Delta(0, "1", None)], goes_on.wait, [Delta(0, "2", None)])
+    deltas, writer = source.deltas(), PlainWriter()
+    first = writer.write(await anext(deltas))
+    response = EventStream(source, deltas, first, writer, ping_interval_s=0.01)
     await response({"type": "http"}, lambda: None, send)  # type: ignore[arg-type, return-value]
-    assert [body for body in sent if body] == [b"data: 1\n\n", PING, PING, b"data: 2\n\n"]
+    assert [body for body in sent if body] == [b"1", PING, PING, b"2", DONE]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from deepinfer.errors import RequestError
 from deepinfer.generation import FinishReason
 from deepinfer.server.chat_reader import ChatReader, make_readers
 from deepinfer.server.engines import ServedEngine
@@ -14,44 +14,49 @@ from deepinfer.server.ids import new_message_id
 from deepinfer.server.messages_api.answer import Message, MessageUsage, StopReason
 from deepinfer.server.messages_api.body import MessagesBody
 from deepinfer.server.messages_api.conversation import PARAM_NAMES, as_chat
-from deepinfer.server.messages_api.events import render_block_event, render_end, render_start
+from deepinfer.server.messages_api.events import (
+    render_block_event,
+    render_end,
+    render_error,
+    render_start,
+)
 from deepinfer.server.messages_api.writer import BlockEvent, BlockWriter
 from deepinfer.server.param_names import renaming_params
 from deepinfer.server.prepare import Choice, prepare_chat
 from deepinfer.server.record import RequestRecord
 
 
-@dataclass(frozen=True)
+@dataclass
 class MessageRun:
-    """Carried out once, by `stream` or by `collect`."""
+    """Carried out once: as the EventWriter of its stream, or by `collect`."""
 
     id: str
+    request_id: str
     model: str
     asked_max_tokens: int
     choice: Choice
     generation: Generation
     writer: BlockWriter
+    _has_begun: bool = field(default=False, init=False)
 
-    async def stream(self) -> AsyncGenerator[bytes, None]:
-        """The events as bytes. Raises before the first one when the engine does not take it."""
-        is_first = True
-        async with aclosing(self._write()) as stream:
-            async for events in stream:
-                head = render_start(self._message(None)) if is_first else b""
-                is_first = False
-                yield head + b"".join(map(render_block_event, events))
-        yield render_end(self._message(self._stop_reason))
+    def write(self, deltas: list[Delta]) -> bytes:
+        head = b"" if self._has_begun else render_start(self._message(None))
+        self._has_begun = True
+        events = [event for delta in deltas for event in self._write_delta(delta)]
+        return head + b"".join(map(render_block_event, events))
+
+    def end(self) -> bytes:
+        return render_end(self._message(self._stop_reason))
+
+    def fail(self, error: RequestError) -> bytes:
+        return render_error(error, self.request_id)
 
     async def collect(self) -> Message:
-        async with aclosing(self._write()) as stream:
-            async for _ in stream:
-                pass
-        return self._message(self._stop_reason)
-
-    async def _write(self) -> AsyncGenerator[list[BlockEvent], None]:
         async with aclosing(self.generation.deltas()) as stream:
             async for deltas in stream:
-                yield [event for delta in deltas for event in self._write_delta(delta)]
+                for delta in deltas:
+                    self._write_delta(delta)
+        return self._message(self._stop_reason)
 
     def _write_delta(self, delta: Delta) -> list[BlockEvent]:
         return self.writer.write(delta.text, is_over=delta.finish_reason is not None)
@@ -87,6 +92,7 @@ async def prepare_message(
     [reader] = make_readers(engine, chat, plan) or [ChatReader()]
     return MessageRun(
         id=id_,
+        request_id=record.request_id,
         model=engine.model_id,
         asked_max_tokens=body.max_tokens,
         choice=plan.choices[0],

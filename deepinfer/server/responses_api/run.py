@@ -5,14 +5,14 @@ What becomes of a finished response is its caller's business, who is told once.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from deepinfer.errors import RequestError, UnsupportedParameter
 from deepinfer.server.chat_reader import ChatReader, make_readers
 from deepinfer.server.engines import ServedEngine
-from deepinfer.server.generate import Generation
+from deepinfer.server.generate import Delta, Generation
 from deepinfer.server.param_names import renaming_params
 from deepinfer.server.prepare import prepare_chat
 from deepinfer.server.record import RequestRecord
@@ -24,43 +24,46 @@ from deepinfer.server.responses_api.items import Item, new_id
 from deepinfer.server.sse import DONE
 
 
-@dataclass(frozen=True)
+@dataclass
 class ResponseRun:
-    """Carried out once, by `stream` or by `collect`; `keep` is given what comes of it."""
+    """Carried out once: as the EventWriter of its stream, or by `collect`.
+
+    `keep` is given what comes of it.
+    """
 
     generation: Generation
     draft: Draft
     keep: Callable[[ResponseObject], None]
-    _numbering: EventNumbering = field(default_factory=EventNumbering)
+    _numbering: EventNumbering = field(default_factory=EventNumbering, init=False)
+    _has_begun: bool = field(default=False, init=False)
 
-    async def stream(self) -> AsyncGenerator[bytes, None]:
-        """The events as bytes. Raises before the first when the engine does not take the work."""
-        async with aclosing(self._write()) as steps:
-            async for events in steps:
-                yield self._numbering.render(events)
+    def write(self, deltas: list[Delta]) -> bytes:
+        events = self._write(deltas)
+        if not self._has_begun:
+            # The response is created when the engine has taken the request, and not before.
+            self._has_begun = True
+            events = self.draft.begin() + events
+        return self._numbering.render(events)
+
+    def end(self) -> bytes:
+        events = self.draft.end(self.generation.usage)
         self.keep(self.draft.response)
-        yield DONE
+        return self._numbering.render(events) + DONE
 
-    async def collect(self) -> ResponseObject:
-        async with aclosing(self._write()) as steps:
-            async for _ in steps:
-                pass
-        self.keep(self.draft.response)
-        return self.draft.response
-
-    def render_error(self, error: RequestError) -> bytes:
-        """The end of a stream that fails after it has begun."""
+    def fail(self, error: RequestError) -> bytes:
         return self._numbering.render(self.draft.fail(error)) + DONE
 
-    async def _write(self) -> AsyncGenerator[list[Event], None]:
-        # The response is created when the engine has taken the request, and not before.
-        head = self.draft.begin()
+    async def collect(self) -> ResponseObject:
         with renaming_params(PARAM_NAMES):
             async with aclosing(self.generation.deltas()) as stream:
                 async for deltas in stream:
-                    yield head + [event for delta in deltas for event in self.draft.write(delta)]
-                    head = []
-        yield self.draft.end(self.generation.usage)
+                    self._write(deltas)
+        self.draft.end(self.generation.usage)
+        self.keep(self.draft.response)
+        return self.draft.response
+
+    def _write(self, deltas: list[Delta]) -> list[Event]:
+        return [event for delta in deltas for event in self.draft.write(delta)]
 
 
 async def prepare_response(

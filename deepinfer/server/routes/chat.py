@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from deepinfer.errors import RequestError
 from deepinfer.server.answers import (
     AssistantMessage,
     CalledFunction,
@@ -26,6 +27,7 @@ from deepinfer.server.body import read_json
 from deepinfer.server.chat_body import ChatBody
 from deepinfer.server.chat_reader import ChatPart, ChatReader, make_readers
 from deepinfer.server.engines import ServedEngine
+from deepinfer.server.event_stream import open_stream
 from deepinfer.server.generate import Answer, Delta, Generation
 from deepinfer.server.ids import new_chat_id
 from deepinfer.server.json import json_response
@@ -38,7 +40,7 @@ from deepinfer.server.openapi import (
 )
 from deepinfer.server.prepare import prepare_chat
 from deepinfer.server.record import record_of
-from deepinfer.server.sse import ChatEvents, open_stream
+from deepinfer.server.sse import ChatEvents, error_event
 from deepinfer.server.state import ServerState
 
 RESPONSES = {**describe_answer(ChatCompletion, ChatChunk), **describe_errors(GENERATING_ROUTE)}
@@ -66,36 +68,46 @@ def make_router(state: ServerState) -> APIRouter:
                 with_usage=body.includes_usage,
                 is_continuous=body.has_continuous_usage,
             )
-            return await open_stream(_stream(generation, events, readers))
+            return await open_stream(generation, _Writer(generation, events, readers))
         return json_response(await _collect(generation, engine, id_, created, readers))
 
     return router
 
 
-async def _stream(
-    generation: Generation, events: ChatEvents, readers: Sequence[ChatReader] | None
-) -> AsyncGenerator[bytes, None]:
-    is_first = True
-    async with aclosing(generation.deltas()) as stream:
-        async for deltas in stream:
-            if events.is_continuous:
-                events.count(generation.usage)
+@dataclass
+class _Writer:
+    """The events of one chat; an EventWriter."""
+
+    generation: Generation
+    events: ChatEvents
+    readers: Sequence[ChatReader] | None
+    _has_begun: bool = field(default=False, init=False)
+
+    def write(self, deltas: list[Delta]) -> bytes:
+        if self.events.is_continuous:
+            self.events.count(self.generation.usage)
+        rendered = [self._render(delta) for delta in deltas]
+        if not self._has_begun:
             # The roles come first, and not before the engine has taken the request.
-            head = [events.role(i) for i in range(generation.num_choices)] if is_first else []
-            is_first = False
-            yield b"".join(head + [_render(delta, events, readers) for delta in deltas])
-    yield events.end(generation.usage)
+            self._has_begun = True
+            rendered[:0] = [self.events.role(i) for i in range(self.generation.num_choices)]
+        return rendered[0] if len(rendered) == 1 else b"".join(rendered)
 
+    def end(self) -> bytes:
+        return self.events.end(self.generation.usage)
 
-def _render(delta: Delta, events: ChatEvents, readers: Sequence[ChatReader] | None) -> bytes:
-    if readers is None:
-        return events.delta(delta.index, delta.text, delta.finish_reason, delta.tokens)
-    reader = readers[delta.index]
-    is_over = delta.finish_reason is not None
-    event = events.part(delta.index, reader.feed(delta.text, is_over=is_over), delta.tokens)
-    if delta.finish_reason is None:
-        return event
-    return event + events.finish(delta.index, _finish_reason(delta.finish_reason, reader))
+    def fail(self, error: RequestError) -> bytes:
+        return error_event(error)
+
+    def _render(self, delta: Delta) -> bytes:
+        events, is_over = self.events, delta.finish_reason is not None
+        if self.readers is None:
+            return events.delta(delta.index, delta.text, delta.finish_reason, delta.tokens)
+        reader = self.readers[delta.index]
+        event = events.part(delta.index, reader.feed(delta.text, is_over=is_over), delta.tokens)
+        if delta.finish_reason is None:
+            return event
+        return event + events.finish(delta.index, _finish_reason(delta.finish_reason, reader))
 
 
 async def _collect(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from dataclasses import dataclass
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from deepinfer.errors import RequestError
 from deepinfer.server.answers import (
     Completion,
     CompletionChoice,
@@ -20,7 +20,8 @@ from deepinfer.server.answers import (
 from deepinfer.server.best_of import choose_best
 from deepinfer.server.body import read_json
 from deepinfer.server.engines import ServedEngine
-from deepinfer.server.generate import Generation
+from deepinfer.server.event_stream import open_stream
+from deepinfer.server.generate import Delta, Generation
 from deepinfer.server.ids import new_completion_id
 from deepinfer.server.json import json_response
 from deepinfer.server.log_probs import as_completion
@@ -33,7 +34,7 @@ from deepinfer.server.openapi import (
 from deepinfer.server.prepare import prepare_completion
 from deepinfer.server.record import record_of
 from deepinfer.server.schemas import CompletionBody
-from deepinfer.server.sse import CompletionEvents, open_stream
+from deepinfer.server.sse import CompletionEvents, error_event
 from deepinfer.server.state import ServerState
 
 RESPONSES = {**describe_answer(Completion, CompletionChunk), **describe_errors(GENERATING_ROUTE)}
@@ -62,20 +63,31 @@ def make_router(state: ServerState) -> APIRouter:
                 with_usage=body.includes_usage,
                 is_continuous=body.has_continuous_usage,
             )
-            return await open_stream(_stream(generation, events))
+            return await open_stream(generation, _Writer(generation, events))
         return json_response(await _collect(generation, engine, body, id_, created))
 
     return router
 
 
-async def _stream(generation: Generation, events: CompletionEvents) -> AsyncGenerator[bytes, None]:
-    async with aclosing(generation.deltas()) as stream:
-        async for deltas in stream:
-            if events.is_continuous:
-                events.count(generation.usage)
-            rendered = [events.delta(d.index, d.text, d.finish_reason, d.tokens) for d in deltas]
-            yield rendered[0] if len(rendered) == 1 else b"".join(rendered)
-    yield events.end(generation.usage)
+@dataclass(frozen=True)
+class _Writer:
+    """The events of one completion; an EventWriter."""
+
+    generation: Generation
+    events: CompletionEvents
+
+    def write(self, deltas: list[Delta]) -> bytes:
+        events = self.events
+        if events.is_continuous:
+            events.count(self.generation.usage)
+        rendered = [events.delta(d.index, d.text, d.finish_reason, d.tokens) for d in deltas]
+        return rendered[0] if len(rendered) == 1 else b"".join(rendered)
+
+    def end(self) -> bytes:
+        return self.events.end(self.generation.usage)
+
+    def fail(self, error: RequestError) -> bytes:
+        return error_event(error)
 
 
 async def _collect(

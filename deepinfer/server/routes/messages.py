@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -10,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deepinfer.server.body import read_json
+from deepinfer.server.event_stream import open_stream
 from deepinfer.server.json import json_response
 from deepinfer.server.messages_api.answer import (
     MESSAGE_EVENTS,
@@ -19,7 +19,6 @@ from deepinfer.server.messages_api.answer import (
 )
 from deepinfer.server.messages_api.body import MessagesBody, PromptBody
 from deepinfer.server.messages_api.conversation import PARAM_NAMES, as_chat
-from deepinfer.server.messages_api.events import render_error
 from deepinfer.server.messages_api.run import prepare_message
 from deepinfer.server.openapi import (
     GENERATING_ROUTE,
@@ -31,7 +30,6 @@ from deepinfer.server.openapi import (
 from deepinfer.server.param_names import renaming_params
 from deepinfer.server.prepare import tokenize_chat_body
 from deepinfer.server.record import record_of
-from deepinfer.server.sse import open_stream
 from deepinfer.server.state import ServerState
 
 STREAM = describe_named_events(MESSAGE_EVENTS, MessagesErrorBody)
@@ -59,11 +57,9 @@ def make_router(state: ServerState) -> APIRouter:
         state.check_open()
         body = await read_json(request, MessagesBody, limits=limits)
         engine = state.engines.find(body.model)
-        record = record_of(request.scope)
-        run = await prepare_message(engine, body, record)
+        run = await prepare_message(engine, body, record_of(request.scope))
         if body.stream:
-            show_error = partial(render_error, request_id=record.request_id)
-            return await open_stream(run.stream(), show_error)
+            return await open_stream(run.generation, run)
         return json_response(await run.collect())
 
     @router.post(

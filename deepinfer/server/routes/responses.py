@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from deepinfer.errors import InvalidValue, NotFound
 from deepinfer.server.body import read_json
+from deepinfer.server.event_stream import open_stream
 from deepinfer.server.json import json_response
 from deepinfer.server.openapi import (
     RESPONDING_ROUTE,
@@ -18,9 +19,10 @@ from deepinfer.server.openapi import (
     describe_errors,
     describe_typed_events,
 )
+from deepinfer.server.param_names import renaming_params
 from deepinfer.server.record import record_of
 from deepinfer.server.responses_api.answer import DeletedResponse, ItemList, ResponseObject
-from deepinfer.server.responses_api.body import ResponsesBody
+from deepinfer.server.responses_api.body import PARAM_NAMES, ResponsesBody
 from deepinfer.server.responses_api.events import event_types
 from deepinfer.server.responses_api.items import Item
 from deepinfer.server.responses_api.owner import owner_of
@@ -33,7 +35,6 @@ from deepinfer.server.responses_api.paging import (
 from deepinfer.server.responses_api.run import prepare_response
 from deepinfer.server.responses_api.store import StoredResponse
 from deepinfer.server.schemas import MAX_MESSAGES
-from deepinfer.server.sse import open_stream
 from deepinfer.server.state import ServerState
 from deepinfer.validation import MAX_SHOWN_CHARS
 
@@ -74,7 +75,8 @@ def make_router(state: ServerState) -> APIRouter:
 
         run = await prepare_response(engine, body, items, record_of(request.scope), keep)
         if body.stream:
-            return await open_stream(run.stream(), run.render_error)
+            with renaming_params(PARAM_NAMES):
+                return await open_stream(run.generation, run)
         return json_response(await run.collect())
 
     # The id is read from the scope: as a parameter FastAPI would promise a 422 that never comes.
