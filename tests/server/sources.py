@@ -1,11 +1,13 @@
-"""Generations whose every step a test decides, for what sends and renders them."""
+"""Generations whose every step a test decides, and the plainest way to write them."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
+from deepinfer.errors import RequestError
 from deepinfer.generation import Usage
 from deepinfer.server.generate import Delta
+from deepinfer.server.sse import DONE, error_event
 
 Step = list[Delta] | Exception | Callable[[], Awaitable[object]]
 
@@ -41,3 +43,16 @@ class ScriptedSource:
             return step
         await step()
         return None
+
+
+class PlainWriter:
+    """The text and nothing around it."""
+
+    def write(self, deltas: list[Delta]) -> bytes:
+        return "".join(delta.text for delta in deltas).encode()
+
+    def end(self) -> bytes:
+        return DONE
+
+    def fail(self, error: RequestError) -> bytes:
+        return error_event(error)

@@ -20,7 +20,9 @@ from pydantic import TypeAdapter
 from deepinfer.errors import EngineUnavailable, InvalidValue
 from deepinfer.generation import FinishReason, Usage
 from deepinfer.server.chat_reader import ChatReader
+from deepinfer.server.event_stream import open_stream
 from deepinfer.server.generate import Delta, Generation
+from deepinfer.server.record import RECORD_KEY, RequestRecord
 from deepinfer.server.responses_api.answer import ResponseObject
 from deepinfer.server.responses_api.body import ResponsesBody
 from deepinfer.server.responses_api.draft import Draft
@@ -29,6 +31,7 @@ from deepinfer.server.responses_api.run import ResponseRun
 from deepinfer.text.reasoning import ReasoningParser
 from deepinfer.text.tool_formats.hermes import HermesParser
 from tests.server.serving import DEADLINE_S, MODEL_ID, client_of, make_echo_engine, serving
+from tests.server.sources import ScriptedSource
 from tests.server.test_responses import CLOCK_TOOL, PATH, WEATHER_TOOL
 from tests.server.test_tools import ARGUMENTS, CALL, ECHO_TEMPLATE
 
@@ -258,6 +261,13 @@ async def test_failure_after_the_start_is_an_error_and_a_failed_response() -> No
     assert failed.status == "failed" and failed.error is not None
     assert (failed.error.code, failed.error.message) == ("server_error", "It ended")
     assert kept == []
+
+
+async def test_failure_names_this_route_s_fields() -> None:
+    error = InvalidValue("`max_tokens` and `messages[0]` do not fit", param="max_tokens")
+    events = events_of((await fail(error))[0].decode())
+    assert events[-2]["param"] == "max_output_tokens"
+    assert events[-2]["message"] == "`max_output_tokens` and `input[0]` do not fit"
 
 
 @contextmanager

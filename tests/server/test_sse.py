@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from starlette.types import Message
 
-from deepinfer.errors import EngineUnavailable, RequestError
+from deepinfer.errors import EngineUnavailable
 from deepinfer.generation import FinishReason, Usage
 from deepinfer.server.answers import ChatChunk, CompletionChunk
 from deepinfer.server.event_stream import EventStream
@@ -23,7 +23,7 @@ from deepinfer.server.sse import (
     encode_text,
     error_event,
 )
-from tests.server.sources import ScriptedSource
+from tests.server.sources import PlainWriter, ScriptedSource
 
 MODEL = 'a "quoted" \\ model/ünïcode'
 # Every character that UTF-8 can carry.
@@ -97,19 +97,6 @@ def test_error_event_has_the_whole_error() -> None:
             "code": "engine_unavailable",
         }
     }
-
-
-class PlainWriter:
-    """The text and nothing around it."""
-
-    def write(self, deltas: list[Delta]) -> bytes:
-        return "".join(delta.text for delta in deltas).encode()
-
-    def end(self) -> bytes:
-        return DONE
-
-    def fail(self, error: RequestError) -> bytes:
-        return error_event(error)
 
 
 async def test_silence_is_filled_with_comments() -> None:

@@ -13,7 +13,7 @@ from deepinfer.errors import RequestError, UnsupportedParameter
 from deepinfer.server.chat_reader import ChatReader, make_readers
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.generate import Delta, Generation
-from deepinfer.server.param_names import renaming_params
+from deepinfer.server.param_names import rename_params, renaming_params
 from deepinfer.server.prepare import prepare_chat
 from deepinfer.server.record import RequestRecord
 from deepinfer.server.responses_api.answer import ResponseObject
@@ -51,6 +51,7 @@ class ResponseRun:
         return self._numbering.render(events) + DONE
 
     def fail(self, error: RequestError) -> bytes:
+        rename_params(error, PARAM_NAMES)
         return self._numbering.render(self.draft.fail(error)) + DONE
 
     async def collect(self) -> ResponseObject:
