@@ -38,6 +38,7 @@ def make_echo_engine(
     model_id: str = MODEL_ID,
     chat_template: str | None = CHAT_TEMPLATE,
     max_batch_size: int = 8,
+    max_seq_len: int = CONTEXT_LENGTH,
     **settings: str | int | bool,
 ) -> EngineFolder:
     """An engine that answers with the prompt's own tokens and then ends."""
@@ -54,7 +55,7 @@ def make_echo_engine(
         model_id=model_id,
         settings=settings,
         max_batch_size=max_batch_size,
-        max_seq_len=CONTEXT_LENGTH,
+        max_seq_len=max_seq_len,
         vocab_size=tokenizer.get_vocab_size(),
         eos_token_ids=(tokenizer.token_to_id("</s>"),),
     )
