@@ -5,25 +5,25 @@
 
 Each part serves for itself, with the simulated engine unless it says otherwise, so that the cost is
 that of everything around the model. Memory is resident memory; that of the API process is without
-the engines. The client is another process on the same cores.
+the engines. The client is another process on the same cores. Every figure is the median of several
+runs, each with servers of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import msgspec
-from growth_report import Row, Table, write
+from growth_held import Held, send_many, wait_for, warm
+from growth_report import Row, Table, merge, write
 from growth_server import MAX_CONTEXT, MeteredServer, serving, serving_simulated
-from served import Server, connect, read_gauges
+from served import Server, connect
 
 from deepinfer.bench.client import BenchClient
 from deepinfer.bench.lengths import parse_lengths
@@ -36,13 +36,10 @@ from deepinfer.device import read_machine
 from deepinfer.manifest import EngineManifest, read_engine
 
 MIB, KB = 2**20, 1000
-NUM_CONNECTING = 100  # connections that are opened at a time
-POLL_S = 0.01
 DEADLINE_S = 120.0
 RUNNING, WAITING = "trtllm_num_requests_running", "trtllm_num_requests_waiting"
 CONTEXT_OUTPUT = 32  # tokens
 ENGINE_STREAMS = 64  # of all engines together
-BODY = {"prompt": "a b c", "ignore_eos": True}
 
 
 # Concurrency and context: closed loops of the load generator
@@ -143,53 +140,6 @@ def run_context(arguments: argparse.Namespace) -> list[Row]:
 # Waiting requests and open streams: connections that are held
 
 
-class Held:
-    """One request on a connection of its own, whose answer is read to its end or not at all."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    @classmethod
-    async def send(cls, url: str, max_tokens: int, *, is_stream: bool = True) -> Held:
-        where = httpx.URL(url)
-        reader, writer = await asyncio.open_connection(where.host, where.port)
-        data = json.dumps({**BODY, "stream": is_stream, "max_tokens": max_tokens}).encode()
-        writer.write(
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n%b" % (len(data), data)
-        )
-        return cls(reader, writer)
-
-    async def read_end(self) -> None:
-        await self._reader.readuntil(b"data: [DONE]")
-        self.leave()
-
-    async def read_start(self) -> None:
-        await self._reader.readuntil(b"data: ")
-
-    def leave(self) -> None:
-        self._writer.close()
-
-
-async def send_many(url: str, count: int, max_tokens: int) -> list[Held]:
-    free = asyncio.Semaphore(NUM_CONNECTING)
-
-    async def send() -> Held:
-        async with free:
-            return await Held.send(url, max_tokens)
-
-    return list(await asyncio.gather(*(send() for _ in range(count))))
-
-
-async def wait_for(http: httpx.AsyncClient, gauge: str, count: int) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while (await read_gauges(http))[gauge] != count:
-        if time.monotonic() > deadline:
-            raise SystemExit(f"{gauge} never was {count}")
-        await asyncio.sleep(POLL_S)
-
-
 async def measure_queue(server: MeteredServer, count: int) -> Row:
     """One request has the only slot while `count` wait; half of them leave, the rest are served."""
     async with connect(server) as http:
@@ -232,14 +182,6 @@ def run_queue(arguments: argparse.Namespace) -> list[Row]:
             asyncio.run(warm(server))
             rows.append(asyncio.run(measure_queue(server, count)))
     return rows
-
-
-async def warm(server: Server) -> None:
-    """What the first requests and the first look at the metrics leave behind is not counted."""
-    async with connect(server) as http:
-        await read_gauges(http)
-        for held in await send_many(server.url, 2, max_tokens=4):
-            await held.read_end()
 
 
 async def measure_open(server: MeteredServer, count: int) -> Row:
@@ -341,6 +283,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for JSON and plots")
     parser.add_argument("--engine", type=Path, help="folder of a real engine, measured as well")
+    parser.add_argument("--runs", type=int, default=5, help="of which the medians are shown")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     many = {"type": int, "nargs": "+"}
     parser.add_argument("--concurrency", **many, default=[1, 4, 16, 64, 128, 256])
@@ -355,7 +298,8 @@ def main() -> None:
     tables: list[Table] = []
     for name in arguments.only:
         part = PARTS[name]
-        table = Table(name, part.title, part.over, part.run(arguments), part.series)
+        rows = merge([part.run(arguments) for _ in range(arguments.runs)])
+        table = Table(name, part.title, part.over, rows, part.series)
         print(table.as_markdown(), flush=True)
         tables.append(table)
         write(arguments.output, machine, tables)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 
 Row = Mapping[str, str | int | float]
 
@@ -42,6 +43,17 @@ class Table:
     @property
     def measures(self) -> list[str]:
         return [name for name in self.rows[0] if name not in (self.over, self.series)]
+
+
+def merge(runs: Sequence[Sequence[Row]]) -> list[Row]:
+    """One table of several runs' alike: of each figure that was measured, the median."""
+    return [
+        {
+            name: median(row[name] for row in rows) if isinstance(value, float) else value
+            for name, value in rows[0].items()
+        }
+        for rows in zip(*runs, strict=True)
+    ]
 
 
 def write(folder: Path, machine: str, tables: Iterable[Table]) -> None:
