@@ -16,6 +16,7 @@ from typing import Any
 
 from deepinfer.backends.base import BackendFault, ReportPhase
 from deepinfer.backends.openvino_grammars import GrammarGate
+from deepinfer.backends.openvino_lookup import PromptLookup
 from deepinfer.backends.openvino_scoring import Scorer
 from deepinfer.backends.openvino_trial import grammar_config
 from deepinfer.device import read_machine
@@ -49,6 +50,7 @@ class OpenVinoBackend:
     _pipeline: Any
     _library: _Library
     _scorer: Scorer
+    _lookup: PromptLookup
     _gate: GrammarGate | None  # None where the engine has no tokenizer of the library's own
     _handles: dict[str, Any] = field(default_factory=dict)
     _with_log_probs: set[str] = field(default_factory=set)  # the library gives zeros to the others
@@ -63,12 +65,13 @@ class OpenVinoBackend:
         report("loading weights", 15)
         manifest = engine.manifest
         capacity = _plan_capacity(manifest, options)
+        lookup = PromptLookup(options.prompt_lookup)
         try:
             pipeline = library.genai.ContinuousBatchingPipeline(
                 engine.payload_dir,
-                _scheduler_config(library, manifest, capacity),
+                _scheduler_config(library, manifest, capacity, lookup),
                 "CPU",
-                _device_properties(manifest, options),
+                _device_properties(manifest, options) | lookup.properties,
             )
         except Exception as error:
             raise BackendError(
@@ -86,6 +89,7 @@ class OpenVinoBackend:
             pipeline,
             library,
             scorer,
+            lookup,
             gate if has_tokenizer else None,
         )
         report("warming up", 80)
@@ -102,6 +106,7 @@ class OpenVinoBackend:
 
     def check(self, request: GenerationRequest) -> None:
         sampling = request.sampling
+        self._lookup.check(sampling)
         if request.adapter is not None:
             raise UnsupportedParameter(
                 "OpenVINO's executor takes no adapters by request; `deepinfer build --lora` merges "
@@ -129,6 +134,7 @@ class OpenVinoBackend:
     def _start(self, request: GenerationRequest) -> None:
         prompt = self._library.token_tensor(request.prompt_token_ids)
         config = _generation_config(self._library, request.sampling, self.eos_token_ids)
+        self._lookup.configure(config)
         try:
             handle = self._pipeline.add_request(next(self._sequence_ids), prompt, config)
         except Exception as error:
@@ -297,7 +303,7 @@ def _plan_capacity(manifest: EngineManifest, options: EngineOptions) -> Capacity
     if budget is None:
         share = options.kv_cache_fraction or FREE_MEMORY_SHARE
         budget = int(read_machine().available_memory_bytes * share)
-    per_sequence = -(-limits.max_seq_len // TOKENS_PER_BLOCK)
+    per_sequence = -(-(limits.max_seq_len + options.prompt_lookup) // TOKENS_PER_BLOCK)
     num_blocks = min(limits.max_batch_size * per_sequence, budget // block_bytes)
     if num_blocks < per_sequence:
         raise EngineError(
@@ -305,16 +311,25 @@ def _plan_capacity(manifest: EngineManifest, options: EngineOptions) -> Capacity
             f"{per_sequence * block_bytes / 2**20:,.0f} MiB; {budget / 2**20:,.0f} MiB are given",
             hint="free memory, raise the KV cache's size, or rebuild with a lower --max-seq-len",
         )
-    return Capacity(limits.max_batch_size, num_blocks, TOKENS_PER_BLOCK)
+    return Capacity(
+        limits.max_batch_size,
+        num_blocks,
+        TOKENS_PER_BLOCK,
+        guesses_per_sequence=options.prompt_lookup,
+    )
 
 
-def _scheduler_config(library: _Library, manifest: EngineManifest, capacity: Capacity) -> Any:
+def _scheduler_config(
+    library: _Library, manifest: EngineManifest, capacity: Capacity, lookup: PromptLookup
+) -> Any:
     config = library.genai.SchedulerConfig()
     config.max_num_seqs = capacity.max_batch_size
-    config.max_num_batched_tokens = manifest.limits.max_num_tokens
+    config.max_num_batched_tokens = lookup.batched_tokens(
+        manifest.limits.max_num_tokens, capacity.max_batch_size
+    )
     config.num_kv_blocks = capacity.num_blocks
     config.dynamic_split_fuse = True  # long prompts are prefilled in pieces, between decode steps
-    config.enable_prefix_caching = True
+    config.enable_prefix_caching = lookup.allows_prefix_cache
     return config
 
 

@@ -10,7 +10,7 @@ import pytest
 from deepinfer.errors import EngineError
 from deepinfer.manifest import read_engine, write_manifest
 from deepinfer.server import choice
-from deepinfer.server.choice import choose_engines
+from deepinfer.server.choice import check_lookup, choose_engines
 from tests.engines import make_simulated_engine
 
 
@@ -63,6 +63,12 @@ def test_only_engine_needs_no_choice(tmp_path: Path) -> None:
     make_simulated_engine(tmp_path / "one", name="one")
     (tmp_path / "README.md").write_text("not an engine")
     assert names(tmp_path) == ["one"]
+
+
+def test_prompt_lookup_is_refused_for_other_backends(engines: Path) -> None:
+    check_lookup(choose_engines(engines, None), 0)
+    with pytest.raises(EngineError, match="is 4; engine `one` is of the `simulated` backend, and"):
+        check_lookup(choose_engines(engines, None), 4)
 
 
 def test_every_engine_is_served_in_the_order_of_the_folders(engines: Path) -> None:
