@@ -41,6 +41,8 @@ class PromptLookup:
 
     def batched_tokens(self, max_num_tokens: int, max_batch_size: int) -> int:
         """Tokens of a step: those of the engine, or more where a full batch decodes more."""
+        if not self.num_guesses:
+            return max_num_tokens
         return max(max_num_tokens, max_batch_size * (1 + self.num_guesses))
 
     def check(self, sampling: SamplingParams) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from deepinfer.backends.base import Backend
 from deepinfer.backends.loading import load_backend
+from deepinfer.backends.openvino_lookup import PromptLookup
 from deepinfer.engine import EngineOptions
 from deepinfer.errors import UnsupportedParameter
 from deepinfer.generation import FinishReason, GenerationRequest, TokenChunk
@@ -94,6 +95,24 @@ def test_max_tokens_is_kept_to_the_token(guessing: Backend, max_tokens: int) -> 
     chunks = run(guessing, [make_request("a", REPEATING, max_tokens)])["a"]
     assert len(tokens(chunks)) == max_tokens
     assert chunks[-1].finish_reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize(
+    ("total", "count"), [(27, 8), (64, 7)], ids=["every place is taken", "cache is full"]
+)
+def test_full_batch_of_guesses_has_room(
+    plain: Backend, guessing: Backend, total: int, count: int
+) -> None:
+    requests = [make_request(str(i), (20 + i, 7, 8, 9) * 4, total - 16) for i in range(count)]
+    expected = {name: summary(chunks) for name, chunks in run(plain, requests).items()}
+    found = {name: summary(chunks) for name, chunks in run(guessing, requests).items()}
+    assert found == expected
+
+
+def test_step_holds_a_full_batch_with_its_guesses() -> None:
+    assert PromptLookup(5).batched_tokens(32, 8) == 48
+    assert PromptLookup(5).batched_tokens(256, 8) == 256
+    assert PromptLookup(0).batched_tokens(32, 64) == 32
 
 
 def test_stop_token_in_the_middle_of_a_step_is_the_last(guessing: Backend) -> None:
