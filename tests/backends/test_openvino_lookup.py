@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -12,22 +14,55 @@ from deepinfer.backends.loading import load_backend
 from deepinfer.backends.openvino_lookup import PromptLookup
 from deepinfer.engine import EngineOptions
 from deepinfer.errors import UnsupportedParameter
-from deepinfer.generation import FinishReason, GenerationRequest, TokenChunk
+from deepinfer.generation import FinishReason, GenerationRequest, Grammar, TokenChunk
 from deepinfer.manifest import EngineFolder
+from deepinfer.runtime.client import EngineClient
+from deepinfer.text.json_grammar import make_grammar
 from tests.backends.test_promises import make_request, run, tokens
 from tests.building import BuildEngine
+from tests.runtime.running import collect, connected
 
 MAX_SEQ_LEN = 256
 MAX_BATCH_SIZE = 8
 NUM_GUESSES = 5
 NUM_BLOCKS = 14  # of 32 tokens: too few for full batches, so that admission has to wait
 REPEATING = (20, 21, 22, 23) * 6
+NUM_BEFORE_KILL = 20
+LETTERS = Grammar("regex", "[a-z ]{300}")  # more than the longest answer
+WORDS = Grammar("regex", "((red|green|blue) ){6,9}")
+PAIRS = Grammar(
+    "json_schema",
+    ebnf=make_grammar(
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"name": {"enum": ["a", "b"]}, "is_old": {"type": "boolean"}},
+                "required": ["name", "is_old"],
+                "additionalProperties": False,
+            },
+            "maxItems": 4,
+        }
+    ),
+)
 SAMPLINGS: dict[str, dict[str, object]] = {
     "greedy": {},
     "sampled": {"temperature": 0.7, "top_p": 0.9, "top_k": 40},
     "repetition penalty": {"repetition_penalty": 1.2},
     "other penalties": {"presence_penalty": 0.6, "frequency_penalty": 0.3},
     "stop tokens": {"stop_token_ids": tuple(range(0, 512, 40)), "ignore_eos": False},
+    "regular expression": {"grammar": WORDS, "ignore_eos": False},
+    "JSON schema": {"grammar": PAIRS, "ignore_eos": False},
+    "grammar to the limit": {"grammar": WORDS},
+    "sampled in a grammar": {"grammar": WORDS, "ignore_eos": False, "temperature": 0.7},
+}
+# How an answer goes on in another life of the engine: its tokens being a part of the prompt, or
+# generated once more.
+LONG_ANSWERS: dict[str, dict[str, object]] = {
+    "continued": {},
+    "continued with a penalty": {"repetition_penalty": 1.2},
+    "replayed for its penalty": {"frequency_penalty": 0.3},
+    "replayed for its grammar": {"grammar": LETTERS},
 }
 
 
@@ -188,6 +223,37 @@ def test_cancelled_request_gives_its_room_back(guessing: Backend) -> None:
     assert guessing.num_used_blocks == 0
     longest = make_request("c", REPEATING, MAX_SEQ_LEN - len(REPEATING))
     assert len(tokens(run(guessing, [longest])["c"])) == MAX_SEQ_LEN - len(REPEATING)
+
+
+async def test_answers_of_a_killed_engine_go_on_as_without_lookup(
+    plain: Backend, engine: EngineFolder
+) -> None:
+    requests = [
+        make_request(name, REPEATING, MAX_SEQ_LEN - len(REPEATING), **sampling)
+        for name, sampling in LONG_ANSWERS.items()
+    ]
+    expected = {name: tokens(chunks) for name, chunks in run(plain, requests).items()}
+    async with connected(engine, EngineOptions(prompt_lookup=NUM_GUESSES)) as client:
+        # A grammar is tried before it is first used, while the other answers would come to an end.
+        await collect(client, make_request("tried", (1,), 1, grammar=LETTERS))
+        assert await generate_over_a_death(client, requests) == expected
+        assert client.num_restarts == 1
+        assert client.num_resumed == len(requests)
+
+
+async def generate_over_a_death(
+    client: EngineClient, requests: Sequence[GenerationRequest]
+) -> dict[str, tuple[int, ...]]:
+    """Each request's tokens, of an engine that is killed once each of them has some."""
+    answers: dict[str, tuple[int, ...]] = {request.request_id: () for request in requests}
+    pid = client.engine_pid
+    async for chunks in client.generate(requests):
+        for chunk in chunks:
+            answers[chunk.request_id] += chunk.token_ids
+        if pid is not None and min(map(len, answers.values())) >= NUM_BEFORE_KILL:
+            os.kill(pid, signal.SIGKILL)
+            pid = None
+    return answers
 
 
 def test_min_tokens_is_refused_by_name(plain: Backend, guessing: Backend) -> None:
