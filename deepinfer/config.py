@@ -26,6 +26,8 @@ from deepinfer.logs import LogFormat
 
 ENVIRONMENT_PREFIX = "DEEPINFER_"
 
+MAX_PROMPT_LOOKUP = 16  # of which few are right; each costs a token's computing in every step
+
 ModelName = Annotated[str, Field(min_length=1)]
 AdapterText = Annotated[str, Field(min_length=3)]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -218,6 +220,13 @@ class EngineSection(Section):
     )
     num_threads: int | None = Field(
         default=None, ge=1, description="CPU threads of each engine; none: every CPU it may use"
+    )
+    prompt_lookup: int = Field(
+        default=0,
+        ge=0,
+        le=MAX_PROMPT_LOOKUP,
+        description="Tokens that a CPU engine guesses a step from what the text said before; "
+        "0: none",
     )
     tool_format: ToolFormatName = Field(
         default="auto",

@@ -18,6 +18,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_bytes: int | None = None  # None: as much as full batches need, within free memory
     kv_cache_fraction: float | None = None  # of the memory free at loading; None: the backend's own
     num_threads: int | None = None  # None: every CPU that the process may use
+    prompt_lookup: int = 0  # tokens that are guessed for each sequence and step
 
 
 class Capacity(msgspec.Struct, frozen=True):
@@ -26,9 +27,11 @@ class Capacity(msgspec.Struct, frozen=True):
     max_batch_size: int  # sequences
     num_blocks: int  # KV cache blocks
     tokens_per_block: int
+    guesses_per_sequence: int = 0  # tokens of the cache that are held beyond a sequence's own
 
     def blocks_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.tokens_per_block)
+        """Blocks that a sequence of so many tokens takes at worst."""
+        return -(-(num_tokens + self.guesses_per_sequence) // self.tokens_per_block)
 
     @property
     def num_tokens(self) -> int:

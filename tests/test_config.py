@@ -84,6 +84,7 @@ def test_every_key_can_be_given_in_the_environment() -> None:
         "engine.kv_cache_gb": "0.5",
         "engine.kv_cache_fraction": "0.75",
         "engine.num_threads": "7",
+        "engine.prompt_lookup": "4",
         "engine.tool_format": "glm-4.5",
         "logging.level": "DEBUG",
         "logging.format": "JSON",
@@ -114,6 +115,11 @@ WRONG_FILES = {
     "wrong type": (
         "server:\n  port: many\n",
         'line 2: `server.port` must be a whole number; `"many"` was given',
+        "",
+    ),
+    "too many guesses": (
+        "engine:\n  prompt_lookup: 17\n",
+        "line 2: `engine.prompt_lookup` must be at most 16; `17` was given",
         "",
     ),
     "not finite": ("engine:\n  kv_cache_gb: .nan\n", "line 2: `engine.kv_cache_gb` must be a", ""),

@@ -16,8 +16,14 @@ from typing import Any
 
 from deepinfer.backends.base import BackendFault, ReportPhase
 from deepinfer.backends.openvino_grammars import GrammarGate
+from deepinfer.backends.openvino_library import Library, first_line
+from deepinfer.backends.openvino_lookup import PromptLookup
 from deepinfer.backends.openvino_scoring import Scorer
-from deepinfer.backends.openvino_trial import grammar_config
+from deepinfer.backends.openvino_settings import (
+    device_properties,
+    generation_config,
+    scheduler_config,
+)
 from deepinfer.device import read_machine
 from deepinfer.engine import Capacity, EngineOptions
 from deepinfer.errors import BackendError, EngineError, InternalError, UnsupportedParameter
@@ -36,7 +42,6 @@ TOKENS_PER_BLOCK = 32  # the CPU plugin's paged attention has no other block siz
 FREE_MEMORY_SHARE = (
     0.6  # of what is free when an engine loads; the rest is for activations and others
 )
-SEED_BITS = 32  # the library's generator is seeded by the low 32 bits only
 WARM_UP_TOKENS = 32
 TOKENIZER_NAME = "openvino_tokenizer.xml"  # which the library reads a grammar's tokens from
 TRIAL_WAIT_S = 0.005  # for the trial of a grammar, in a step that has nothing else to do
@@ -47,8 +52,9 @@ class OpenVinoBackend:
     capacity: Capacity
     eos_token_ids: tuple[int, ...]
     _pipeline: Any
-    _library: _Library
+    _library: Library
     _scorer: Scorer
+    _lookup: PromptLookup
     _gate: GrammarGate | None  # None where the engine has no tokenizer of the library's own
     _handles: dict[str, Any] = field(default_factory=dict)
     _with_log_probs: set[str] = field(default_factory=set)  # the library gives zeros to the others
@@ -59,24 +65,25 @@ class OpenVinoBackend:
         cls, engine: EngineFolder, options: EngineOptions, report: ReportPhase
     ) -> OpenVinoBackend:
         report("importing OpenVINO", 5)
-        library = _Library.load()
+        library = Library.load()
         report("loading weights", 15)
         manifest = engine.manifest
         capacity = _plan_capacity(manifest, options)
+        lookup = PromptLookup(options.prompt_lookup)
         try:
             pipeline = library.genai.ContinuousBatchingPipeline(
                 engine.payload_dir,
-                _scheduler_config(library, manifest, capacity),
+                scheduler_config(library, manifest, capacity, lookup),
                 "CPU",
-                _device_properties(manifest, options),
+                device_properties(manifest, options) | lookup.properties,
             )
         except Exception as error:
             raise BackendError(
-                f"OpenVINO cannot load engine `{manifest.name}`: {_first_line(error)}",
+                f"OpenVINO cannot load engine `{manifest.name}`: {first_line(error)}",
                 hint=f"check it with `deepinfer engines verify {manifest.name}`",
             ) from error
         scorer = Scorer(
-            engine.payload_dir, _device_properties(manifest, options), library.core, library.numpy
+            engine.payload_dir, device_properties(manifest, options), library.core, library.numpy
         )
         has_tokenizer = (engine.payload_dir / TOKENIZER_NAME).exists()
         gate = GrammarGate(engine.payload_dir, manifest.tokens.vocab_size)
@@ -86,6 +93,7 @@ class OpenVinoBackend:
             pipeline,
             library,
             scorer,
+            lookup,
             gate if has_tokenizer else None,
         )
         report("warming up", 80)
@@ -102,6 +110,7 @@ class OpenVinoBackend:
 
     def check(self, request: GenerationRequest) -> None:
         sampling = request.sampling
+        self._lookup.check(sampling)
         if request.adapter is not None:
             raise UnsupportedParameter(
                 "OpenVINO's executor takes no adapters by request; `deepinfer build --lora` merges "
@@ -128,12 +137,13 @@ class OpenVinoBackend:
 
     def _start(self, request: GenerationRequest) -> None:
         prompt = self._library.token_tensor(request.prompt_token_ids)
-        config = _generation_config(self._library, request.sampling, self.eos_token_ids)
+        config = generation_config(self._library, request.sampling, self.eos_token_ids)
+        self._lookup.configure(config)
         try:
             handle = self._pipeline.add_request(next(self._sequence_ids), prompt, config)
         except Exception as error:
             raise InternalError(
-                f"the engine could not take the request: {_first_line(error)}"
+                f"the engine could not take the request: {first_line(error)}"
             ) from error
         self._handles[request.request_id] = handle
         if self._scorer.is_needed(request):
@@ -171,7 +181,7 @@ class OpenVinoBackend:
         An exception leaves the pipeline in the middle of its scheduling. Raises BackendFault when
         it does not get out of there.
         """
-        what = f"OpenVINO failed in a step: {_first_line(error)}"
+        what = f"OpenVINO failed in a step: {first_line(error)}"
         lost = list(self._handles)
         for request_id in lost:
             self.cancel(request_id)
@@ -245,47 +255,6 @@ class OpenVinoBackend:
             self.step()
 
 
-@dataclass(frozen=True)
-class _Library:
-    """The imported modules and the constants of theirs that every step compares with."""
-
-    genai: Any
-    core: Any
-    numpy: Any
-    finish_reasons: dict[Any, FinishReason | None]
-    ignored: Any
-
-    @classmethod
-    def load(cls) -> _Library:
-        try:
-            import numpy
-            import openvino
-            import openvino_genai
-        except ImportError as error:
-            raise BackendError(
-                f"this engine needs OpenVINO GenAI, which is not installed: {error}",
-                hint="pip install 'deepinfer[openvino]'",
-            ) from error
-        # The names live in the extension module; the package re-exports only some of them.
-        native = openvino_genai.py_openvino_genai
-        reasons = native.GenerationFinishReason
-        return cls(
-            genai=openvino_genai,
-            core=openvino,
-            numpy=numpy,
-            finish_reasons={
-                reasons.NONE: None,
-                reasons.STOP: FinishReason.STOP,
-                reasons.LENGTH: FinishReason.LENGTH,
-            },
-            ignored=native.GenerationStatus.IGNORED,
-        )
-
-    def token_tensor(self, token_ids: tuple[int, ...]) -> Any:
-        array = self.numpy.array([token_ids], dtype=self.numpy.int64)  # [1, prompt_len]
-        return self.core.Tensor(array)
-
-
 def _plan_capacity(manifest: EngineManifest, options: EngineOptions) -> Capacity:
     """Blocks for full batches of full sequences, or as many as memory allows.
 
@@ -297,7 +266,7 @@ def _plan_capacity(manifest: EngineManifest, options: EngineOptions) -> Capacity
     if budget is None:
         share = options.kv_cache_fraction or FREE_MEMORY_SHARE
         budget = int(read_machine().available_memory_bytes * share)
-    per_sequence = -(-limits.max_seq_len // TOKENS_PER_BLOCK)
+    per_sequence = -(-(limits.max_seq_len + options.prompt_lookup) // TOKENS_PER_BLOCK)
     num_blocks = min(limits.max_batch_size * per_sequence, budget // block_bytes)
     if num_blocks < per_sequence:
         raise EngineError(
@@ -305,76 +274,9 @@ def _plan_capacity(manifest: EngineManifest, options: EngineOptions) -> Capacity
             f"{per_sequence * block_bytes / 2**20:,.0f} MiB; {budget / 2**20:,.0f} MiB are given",
             hint="free memory, raise the KV cache's size, or rebuild with a lower --max-seq-len",
         )
-    return Capacity(limits.max_batch_size, num_blocks, TOKENS_PER_BLOCK)
-
-
-def _scheduler_config(library: _Library, manifest: EngineManifest, capacity: Capacity) -> Any:
-    config = library.genai.SchedulerConfig()
-    config.max_num_seqs = capacity.max_batch_size
-    config.max_num_batched_tokens = manifest.limits.max_num_tokens
-    config.num_kv_blocks = capacity.num_blocks
-    config.dynamic_split_fuse = True  # long prompts are prefilled in pieces, between decode steps
-    config.enable_prefix_caching = True
-    return config
-
-
-def _device_properties(manifest: EngineManifest, options: EngineOptions) -> dict[str, Any]:
-    settings = manifest.backend.settings
-    properties: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": settings["inference_precision"],
-        "KV_CACHE_PRECISION": settings["kv_cache_precision"],
-    }
-    if "dynamic_quantization_group_size" in settings:
-        properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = settings["dynamic_quantization_group_size"]
-    if options.num_threads is not None:
-        properties["INFERENCE_NUM_THREADS"] = options.num_threads
-    return properties
-
-
-def _generation_config(
-    library: _Library, sampling: SamplingParams, eos_token_ids: tuple[int, ...]
-) -> Any:
-    config = library.genai.GenerationConfig()
-    config.max_new_tokens = sampling.max_tokens
-    config.logprobs = int(sampling.num_log_probs is not None)
-    config.min_new_tokens = sampling.min_tokens
-    config.repetition_penalty = sampling.repetition_penalty
-    config.presence_penalty = sampling.presence_penalty
-    config.frequency_penalty = sampling.frequency_penalty
-    config.do_sample = not sampling.is_greedy
-    if config.do_sample:
-        config.temperature = sampling.temperature
-        config.top_p = sampling.top_p
-        config.min_p = sampling.min_p
-        if sampling.top_k is not None:
-            config.top_k = sampling.top_k
-        config.rng_seed = _fold_seed(sampling.seed)
-    _set_stops(config, sampling, eos_token_ids)
-    if sampling.grammar is not None:
-        config.structured_output_config = grammar_config(library.genai, sampling.grammar)
-    return config
-
-
-def _set_stops(config: Any, sampling: SamplingParams, eos_token_ids: tuple[int, ...]) -> None:
-    # The library's own ignore_eos would also switch stop_token_ids off, so EOS is left out instead.
-    stops = set(sampling.stop_token_ids)
-    if not sampling.ignore_eos:
-        stops.update(eos_token_ids)
-    if stops:
-        config.set_eos_token_id(min(stops))
-        config.stop_token_ids = stops
-    else:
-        config.ignore_eos = True
-
-
-def _fold_seed(seed: int) -> int:
-    """Spread a 64-bit seed over the bits that the library looks at."""
-    mask = (1 << SEED_BITS) - 1
-    return (seed ^ (seed >> SEED_BITS)) & mask
-
-
-def _first_line(error: Exception) -> str:
-    """What the library says, without the paths of the machine that it was compiled on."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    useful = [line for line in lines if "/src/" not in line and "Exception from" not in line]
-    return (useful or lines or [type(error).__name__])[-1]
+    return Capacity(
+        limits.max_batch_size,
+        num_blocks,
+        TOKENS_PER_BLOCK,
+        guesses_per_sequence=options.prompt_lookup,
+    )

@@ -75,6 +75,7 @@ class ConfigOption(click.Option):
 @click.option("--kv-cache-gb", cls=ConfigOption, path="engine.kv_cache_gb")
 @click.option("--kv-cache-fraction", cls=ConfigOption, path="engine.kv_cache_fraction")
 @click.option("--num-threads", cls=ConfigOption, path="engine.num_threads")
+@click.option("--prompt-lookup", cls=ConfigOption, path="engine.prompt_lookup")
 @click.option("--tool-format", cls=ConfigOption, path="engine.tool_format")
 @click.option("--log-level", cls=ConfigOption, path="logging.level")
 @click.option("--log-format", cls=ConfigOption, path="logging.format")
@@ -131,7 +132,7 @@ def _run(config: ServeConfig, *, log_level: str) -> None:
     import time
 
     from deepinfer import logs
-    from deepinfer.server.choice import choose_engines
+    from deepinfer.server.choice import check_lookup, choose_engines
     from deepinfer.server.keys import KeyRing, read_keys
     from deepinfer.server.listen import base_url, is_public, listen
     from deepinfer.server.tls import open_tls
@@ -141,6 +142,7 @@ def _run(config: ServeConfig, *, log_level: str) -> None:
     keys = KeyRing(read_keys(config), config.limits)
     tls = open_tls(config.server.tls_certificate, config.server.tls_key)
     engines = choose_engines(config.engine.engine_dir, config.engine.model)
+    check_lookup(engines, config.engine.prompt_lookup)
     with listen(
         config.server.host,
         config.server.port,
@@ -265,6 +267,7 @@ def _engine_options(config: ServeConfig) -> EngineOptions:
         kv_cache_bytes=None if kv_cache_gb is None else int(kv_cache_gb * 2**30),
         kv_cache_fraction=config.engine.kv_cache_fraction,
         num_threads=config.engine.num_threads,
+        prompt_lookup=config.engine.prompt_lookup,
     )
 
 

@@ -146,7 +146,9 @@ def place_engines(
     if len(engines) == 1:
         return [(engines[0], options)]
     machine = read_machine()
-    demands = [describe_demand(engine.manifest, machine.gpus) for engine in engines]
+    demands = [
+        describe_demand(engine.manifest, machine.gpus, options.prompt_lookup) for engine in engines
+    ]
     shares = share_memory(demands, describe_pools(machine, options))
     for name, reason in shares.refusals.items():
         logger.warning("engine `%s` is not served: %s", name, reason)
@@ -172,13 +174,15 @@ def _with_cache(
     return msgspec.structs.replace(options, kv_cache_bytes=total_bytes)
 
 
-def describe_demand(manifest: EngineManifest, gpus: Sequence[Gpu]) -> Demand:
-    """What `manifest` says that its engine will take."""
+def describe_demand(
+    manifest: EngineManifest, gpus: Sequence[Gpu], prompt_lookup: int = 0
+) -> Demand:
+    """What `manifest` says that its engine will take, guessing so many tokens of a sequence."""
     num_devices = manifest.parallelism.world_size
     weight_bytes = _payload_bytes(manifest) // num_devices
     is_gpu = manifest.target.kind == "gpu"
     packed_bytes = CPU_PROCESS_BYTES + int(weight_bytes * CPU_PACKED_COPIES)
-    sequence_bytes = _sequence_bytes(manifest) // num_devices
+    sequence_bytes = _sequence_bytes(manifest, prompt_lookup) // num_devices
     lora_bytes = manifest.lora.cache_bytes // num_devices if manifest.lora else 0
     return Demand(
         name=manifest.name,
@@ -201,9 +205,9 @@ def _payload_bytes(manifest: EngineManifest) -> int:
     return sum(file.size_bytes for path, file in manifest.files.items() if path.startswith(prefix))
 
 
-def _sequence_bytes(manifest: EngineManifest) -> int:
+def _sequence_bytes(manifest: EngineManifest, prompt_lookup: int) -> int:
     block_len = int(manifest.backend.settings.get("tokens_per_block", CPU_TOKENS_PER_BLOCK))
-    num_blocks = -(-manifest.limits.max_seq_len // block_len)
+    num_blocks = -(-(manifest.limits.max_seq_len + prompt_lookup) // block_len)
     return num_blocks * block_len * manifest.kv_bytes_per_token
 
 

@@ -18,10 +18,11 @@ from tests.building import BuildEngine
 NUM_TOKENS = 24
 
 
-@pytest.fixture(scope="module")
-def backend(build_engine: BuildEngine) -> Iterator[OpenVinoBackend]:
+@pytest.fixture(scope="module", params=[0, 5], ids=["plain", "prompt lookup"])
+def backend(request: pytest.FixtureRequest, build_engine: BuildEngine) -> Iterator[OpenVinoBackend]:
     engine = build_engine("llama", "fp32", "--max-seq-len", "256", "--max-batch-size", "8").engine
-    loaded = load_backend(engine, EngineOptions(kv_cache_bytes=2**20), lambda *_: None)
+    options = EngineOptions(kv_cache_bytes=2**20, prompt_lookup=request.param)
+    loaded = load_backend(engine, options, lambda *_: None)
     assert isinstance(loaded, OpenVinoBackend)
     yield loaded
     loaded.close()

@@ -11,6 +11,7 @@ import pytest
 
 from deepinfer.engine import EngineOptions
 from deepinfer.generation import GenerationRequest, SamplingParams, TokenChunk
+from deepinfer.manifest import EngineFolder
 from deepinfer.runtime.call import DEFAULT_TERMS, Terms
 from deepinfer.runtime.client import EngineClient
 from tests.engines import make_simulated_engine
@@ -33,7 +34,13 @@ async def running(
     folder: Path, options: EngineOptions | None = None, **engine: object
 ) -> AsyncIterator[EngineClient]:
     made = make_simulated_engine(folder, **engine)  # type: ignore[arg-type]
-    client = EngineClient(made, options or EngineOptions())
+    async with connected(made, options or EngineOptions()) as client:
+        yield client
+
+
+@asynccontextmanager
+async def connected(engine: EngineFolder, options: EngineOptions) -> AsyncIterator[EngineClient]:
+    client = EngineClient(engine, options)
     await client.start()
     try:
         await asyncio.wait_for(client.wait_ready(), DEADLINE_S)

@@ -53,6 +53,17 @@ def test_request_that_never_fits_is_refused() -> None:
         make_queue().put([request("a", (1,) * 300, 30)])
 
 
+def test_guesses_take_room_beside_each_sequence() -> None:
+    capacity = Capacity(4, num_blocks=4, tokens_per_block=32, guesses_per_sequence=5)
+    queue = AdmissionQueue(capacity, max_waiting=5, max_waiting_tokens=1_000)
+    queue.put([request("a", (1,) * 50, 9), request("b", (1,) * 50, 10), request("c", (1,), 1)])
+    assert [admitted.request_id for admitted in queue.admit()] == ["a"]
+    queue.release("a")
+    assert [admitted.request_id for admitted in queue.admit()] == ["b", "c"]
+    with pytest.raises(ContextLengthExceeded):
+        queue.put([request("d", (1,) * 100, 24)])
+
+
 def test_account_is_even_after_any_history() -> None:
     rng = random.Random(3)
     queue = make_queue(max_waiting=50, max_waiting_tokens=5_000)

@@ -166,3 +166,10 @@ def test_nothing_that_fits_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(EngineError, match="none of 2 engines fits") as refused:
         place_engines(engines, EngineOptions())
     assert "--model" in (refused.value.hint or "")
+
+
+def test_guesses_take_cache_beside_each_sequence(tmp_path: Path) -> None:
+    manifest = make_simulated_engine(tmp_path, max_seq_len=512, max_batch_size=8).manifest
+    found = [describe_demand(manifest, [], guesses) for guesses in (0, 5)]
+    assert [one.sequence_bytes for one in found] == [512, 544]
+    assert [one.full_bytes for one in found] == [512 * 8, 544 * 8]

@@ -1,0 +1,87 @@
+"""What OpenVINO GenAI is told, for loading an engine and for each request: pure translations.
+
+Every sampling default is spelled out, since the library's own are not those of a request. What
+prompt lookup changes in them is said by `openvino_lookup.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deepinfer.backends.openvino_library import Library
+from deepinfer.backends.openvino_lookup import PromptLookup
+from deepinfer.backends.openvino_trial import grammar_config
+from deepinfer.engine import Capacity, EngineOptions
+from deepinfer.generation import SamplingParams
+from deepinfer.manifest import EngineManifest
+
+SEED_BITS = 32  # the library's generator is seeded by the low 32 bits only
+
+
+def scheduler_config(
+    library: Library, manifest: EngineManifest, capacity: Capacity, lookup: PromptLookup
+) -> Any:
+    config = library.genai.SchedulerConfig()
+    config.max_num_seqs = capacity.max_batch_size
+    config.max_num_batched_tokens = lookup.batched_tokens(
+        manifest.limits.max_num_tokens, capacity.max_batch_size
+    )
+    config.num_kv_blocks = capacity.num_blocks
+    config.dynamic_split_fuse = True  # long prompts are prefilled in pieces, between decode steps
+    config.enable_prefix_caching = lookup.allows_prefix_cache
+    return config
+
+
+def device_properties(manifest: EngineManifest, options: EngineOptions) -> dict[str, Any]:
+    settings = manifest.backend.settings
+    properties: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": settings["inference_precision"],
+        "KV_CACHE_PRECISION": settings["kv_cache_precision"],
+    }
+    if "dynamic_quantization_group_size" in settings:
+        properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = settings["dynamic_quantization_group_size"]
+    if options.num_threads is not None:
+        properties["INFERENCE_NUM_THREADS"] = options.num_threads
+    return properties
+
+
+def generation_config(
+    library: Library, sampling: SamplingParams, eos_token_ids: tuple[int, ...]
+) -> Any:
+    config = library.genai.GenerationConfig()
+    config.max_new_tokens = sampling.max_tokens
+    config.logprobs = int(sampling.num_log_probs is not None)
+    config.min_new_tokens = sampling.min_tokens
+    config.repetition_penalty = sampling.repetition_penalty
+    config.presence_penalty = sampling.presence_penalty
+    config.frequency_penalty = sampling.frequency_penalty
+    config.do_sample = not sampling.is_greedy
+    if config.do_sample:
+        config.temperature = sampling.temperature
+        config.top_p = sampling.top_p
+        config.min_p = sampling.min_p
+        if sampling.top_k is not None:
+            config.top_k = sampling.top_k
+        config.rng_seed = _fold_seed(sampling.seed)
+    _set_stops(config, sampling, eos_token_ids)
+    if sampling.grammar is not None:
+        config.structured_output_config = grammar_config(library.genai, sampling.grammar)
+    return config
+
+
+def _set_stops(config: Any, sampling: SamplingParams, eos_token_ids: tuple[int, ...]) -> None:
+    # The library's own ignore_eos would also switch stop_token_ids off, so EOS is left out instead.
+    stops = set(sampling.stop_token_ids)
+    if not sampling.ignore_eos:
+        stops.update(eos_token_ids)
+    if stops:
+        config.set_eos_token_id(min(stops))
+        config.stop_token_ids = stops
+    else:
+        config.ignore_eos = True
+
+
+def _fold_seed(seed: int) -> int:
+    """Spread a 64-bit seed over the bits that the library looks at."""
+    mask = (1 << SEED_BITS) - 1
+    return (seed ^ (seed >> SEED_BITS)) & mask
