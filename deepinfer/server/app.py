@@ -13,7 +13,6 @@ from deepinfer.server.context import RequestContext
 from deepinfer.server.disconnect import CancelOnDisconnect
 from deepinfer.server.errors import METHODS, handle_http_exception, handle_request_error
 from deepinfer.server.limit_check import LimitCheck
-from deepinfer.server.openapi import build_openapi
 from deepinfer.server.routes import (
     chat,
     completions,
@@ -22,6 +21,7 @@ from deepinfer.server.routes import (
     messages,
     metrics,
     models,
+    openapi,
     responses,
     tokenize,
     version,
@@ -45,9 +45,7 @@ def create_app(state: ServerState) -> FastAPI:
         title="DeepInfer",
         version=__version__,
         description="OpenAI-compatible routes in front of a compiled inference engine",
-        # The interactive pages would fetch scripts from elsewhere.
-        docs_url=None,
-        redoc_url=None,
+        openapi_url=None,  # there is a route of our own, without the pages that fetch scripts
         redirect_slashes=False,
     )
     for route in (
@@ -63,6 +61,7 @@ def create_app(state: ServerState) -> FastAPI:
         responses,
     ):
         app.include_router(route.make_router(state))
+    app.include_router(openapi.make_router(app))
     app.add_exception_handler(RequestError, handle_request_error)
     app.add_exception_handler(HTTPException, handle_http_exception)
     # The last one added is the outermost.
@@ -71,8 +70,6 @@ def create_app(state: ServerState) -> FastAPI:
     app.add_middleware(KeyCheck, keys=state.keys, open_paths=_open_paths(state))
     app.add_middleware(RequestContext, state=state)
     _open_to_pages(app, state)
-    document = build_openapi(app)
-    app.openapi = lambda: document  # type: ignore[method-assign]
     return app
 
 

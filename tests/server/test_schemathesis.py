@@ -15,6 +15,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from deepinfer.config import ServeConfig
 from deepinfer.server.app import create_app
 from deepinfer.server.engines import EngineCatalog
+from deepinfer.server.openapi import build_openapi
 from deepinfer.server.state import ServerState
 from tests.server.serving import (
     CHAT_TEMPLATE,
@@ -44,7 +45,7 @@ GRAMMARS = re.compile(r"response_format|structured_outputs|guided_|text\.format|
 def make_document() -> dict[str, Any]:
     """What the server publishes; its engines have no part in it."""
     state = ServerState(ServeConfig(), cast(EngineCatalog, ()), tuple, ())
-    return create_app(state).openapi()
+    return build_openapi(create_app(state))
 
 
 def load_schema() -> schemathesis.BaseSchema:
