@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -12,8 +13,10 @@ import httpx
 
 from deepinfer.config import ServeConfig
 from deepinfer.engine import READY, Capacity, EngineStatus, Load
+from deepinfer.errors import RequestError
 from deepinfer.generation import FinishReason, GenerationRequest, TokenChunk
 from deepinfer.manifest import EngineManifest
+from deepinfer.runtime.call import DEFAULT_TERMS, Call, Terms
 from deepinfer.runtime.client import EngineClient
 from deepinfer.server.app import create_app
 from deepinfer.server.engines import EngineCatalog, ServedEngine
@@ -52,6 +55,28 @@ class WatchedClient:
 
     def cancel(self, request_ids: Sequence[str]) -> None:
         self.cancelled += request_ids
+
+    @contextmanager
+    def call(
+        self, requests: Sequence[GenerationRequest], terms: Terms = DEFAULT_TERMS
+    ) -> Iterator[Call]:
+        call = Call(terms)
+        task = asyncio.create_task(self._carry_out(call, requests))
+        try:
+            yield call
+        finally:
+            task.cancel()
+
+    async def _carry_out(self, call: Call, requests: Sequence[GenerationRequest]) -> None:
+        try:
+            async with aclosing(self.generate(requests, call.terms)) as steps:
+                async for chunks in steps:
+                    for chunk in chunks:
+                        call.deliver(chunk)
+                    call.flush()
+                    await asyncio.sleep(0)  # whoever waits reads it before the next step
+        except RequestError as error:
+            call.fail(error)
 
 
 def make_state(
