@@ -1,7 +1,8 @@
 """The bare ContinuousBatchingPipeline in a process of its own: what DeepInfer is measured against.
 
 Reads one JSON line of prompts at a time from stdin, runs them together, and answers with the
-number of generated tokens and the seconds. Loaded with the same settings as DeepInfer loads it.
+number of generated tokens and the seconds. Loaded with the same settings as DeepInfer loads it, but
+for those in a second argument: JSON with `scheduler` and `properties`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from deepinfer.manifest import EngineFolder, read_engine
 TOKENS_PER_BLOCK = 32
 
 
-def load(engine: EngineFolder) -> Any:
+def load(engine: EngineFolder, overrides: dict[str, dict[str, Any]]) -> Any:
     limits, settings = engine.manifest.limits, engine.manifest.backend.settings
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.max_num_seqs = limits.max_batch_size
@@ -30,8 +31,11 @@ def load(engine: EngineFolder) -> Any:
     scheduler.num_kv_blocks = limits.max_batch_size * blocks_per_sequence
     scheduler.dynamic_split_fuse = True
     scheduler.enable_prefix_caching = True
+    for name, value in overrides.get("scheduler", {}).items():
+        setattr(scheduler, name, value)
     properties = {name.upper(): value for name, value in settings.items()}
     properties["INFERENCE_PRECISION_HINT"] = properties.pop("INFERENCE_PRECISION")
+    properties |= overrides.get("properties", {})
     return openvino_genai.ContinuousBatchingPipeline(
         engine.payload_dir, scheduler, "CPU", properties
     )
@@ -58,7 +62,8 @@ def run(pipeline: Any, prompts: list[list[int]], max_tokens: int) -> tuple[int, 
 
 
 def main() -> None:
-    pipeline = load(read_engine(Path(sys.argv[1])))
+    overrides = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
+    pipeline = load(read_engine(Path(sys.argv[1])), overrides)
     for line in sys.stdin:
         job = json.loads(line)
         num_tokens, elapsed_s = run(pipeline, job["prompts"], job["max_tokens"])

@@ -27,39 +27,13 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+from bare import BarePipeline
 from random_model import make_random_checkpoint
 
 from deepinfer.device import read_machine
 
 PROMPT_IDS = range(300, 100_000)
 LOAD_DEADLINE_S = 120.0
-
-
-class BarePipeline:
-    """The library without us, spoken to over pipes."""
-
-    def __init__(self, engine: Path) -> None:
-        script = Path(__file__).with_name("bare_pipeline.py")
-        self._process = subprocess.Popen(
-            [sys.executable, str(script), str(engine)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, prompts: list[list[int]], max_tokens: int) -> float:
-        """Output tokens per second."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"prompts": prompts, "max_tokens": max_tokens}) + "\n")
-        self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
-        assert answer["num_tokens"] == len(prompts) * max_tokens, answer
-        return float(answer["num_tokens"] / answer["elapsed_s"])
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
 
 
 class Server:
@@ -78,7 +52,7 @@ class Server:
         self._wait_ready()
 
     def run(self, prompts: list[list[int]], max_tokens: int) -> float:
-        """Output tokens per second, streaming."""
+        """Seconds until each prompt, all sent at once, has its `max_tokens`; streaming."""
         return asyncio.run(self._run(prompts, max_tokens))
 
     def close(self) -> None:
@@ -90,7 +64,7 @@ class Server:
         counts = await asyncio.gather(*(self._stream(prompt, max_tokens) for prompt in prompts))
         elapsed_s = time.perf_counter() - started_at
         assert counts == [max_tokens] * len(prompts), counts
-        return sum(counts) / elapsed_s
+        return elapsed_s
 
     async def _stream(self, prompt: list[int], max_tokens: int) -> int:
         """One streamed completion; the number of tokens that its usage chunk reports."""
@@ -161,7 +135,8 @@ def measure(arguments: argparse.Namespace, engine: Path) -> dict[int, list[tuple
                 runs = [bare.run, server.run]
                 if repetition % 2:
                     runs.reverse()
-                found = {run: run(prompts, arguments.tokens) for run in runs}
+                num_tokens = concurrency * arguments.tokens
+                found = {run: num_tokens / run(prompts, arguments.tokens) for run in runs}
                 if repetition:  # the first one warms up
                     rates[concurrency].append((found[bare.run], found[server.run]))
                 print(
