@@ -33,7 +33,8 @@ TEXT = ["text.*"]
 CLIENT = ["runtime.wire", "runtime.client", "runtime.call"]
 CLIENT_PARTS = [
     *("runtime.wire", "runtime.call", "runtime.connection", "runtime.flight", "runtime.hangar"),
-    *("runtime.heartbeat", "runtime.supervisor", "runtime.watchdog"),
+    *("runtime.heartbeat", "runtime.supervisor", "runtime.watchdog", "runtime.gate"),
+    *("runtime.lives", "runtime.keeper", "runtime.distant"),
 ]
 
 # Module, and what of ours it may import; names are below `deepinfer`, the first match counts.
