@@ -23,6 +23,10 @@ class Lives(msgspec.Struct, frozen=True):
     num_failed: int = 0  # that have ended since one was ready, that one included
     failure: wire.Failed | None = None  # how the last one ended; None while one is ready
 
+    @property
+    def is_ready(self) -> bool:
+        return self.has_been_ready and self.failure is None
+
 
 class Kept(Protocol):
     """A client as its keeper sees it."""
