@@ -10,6 +10,7 @@ import asyncio
 import logging
 import signal
 import socket
+import sqlite3
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -66,11 +67,11 @@ class Front:
         try:
             await load_and_wait(self.state, signals, announce)
         finally:
-            await self._end(pool, running, signals)
-            await close_engines(self.state, 0)
-            self._ledger.close()
-            if self.state.tracer is not None:
-                self.state.tracer.close()
+            try:
+                await self._end(pool, running, signals)
+            finally:
+                await close_engines(self.state, 0)
+                self._close()
         logger.info("stopped")
 
     def _make_orders(self, worker: int) -> Orders:
@@ -84,9 +85,17 @@ class Front:
             keys=describe_keys(self._keys),
         )
 
+    def _close(self) -> None:
+        self._ledger.close()
+        if self.state.tracer is not None:
+            self.state.tracer.close()
+
     def _bury(self, worker: int) -> None:
-        drop_running(self._ledger, worker)
-        bury(self._ledger, worker)
+        try:
+            drop_running(self._ledger, worker)
+            bury(self._ledger, worker)
+        except sqlite3.OperationalError as error:  # a full disk, for instance
+            logger.error("what API process %d has counted is not put right: %s", worker, error)
 
     def _pass_on_changes(self, pool: WorkerPool) -> None:
         def tell_lives(engine: int, lives: Lives) -> None:

@@ -79,9 +79,15 @@ class WorkerPool:
                 backoff_s = 0.0
             await self._pause(backoff_s)
             backoff_s = min(max(2 * backoff_s, FIRST_BACKOFF_S), MAX_BACKOFF_S)
+        # Nobody is to wait in a backlog that nobody will serve.
+        listener.close()
 
     async def _run_one(self, listener: socket.socket) -> None:
-        process = await _spawn(listener)
+        try:
+            process = await _spawn(listener)
+        except OSError as error:  # too many processes, for instance
+            logger.error("an API process cannot be started: %s", error.strerror or error)
+            return
         number = next(self._numbers)
         self._processes[number] = process
         _write(process, self._make_orders(number))

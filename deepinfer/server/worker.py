@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -149,7 +150,10 @@ async def _save(collector: SharedCollector) -> None:
     """A worker that is killed takes no more of its figures with it than those of this interval."""
     while True:
         await asyncio.sleep(SAVE_INTERVAL_S)
-        collector.save()
+        try:
+            collector.save()
+        except sqlite3.OperationalError as error:  # a full disk, for instance
+            logger.error("the other processes do not learn this one's figures: %s", error)
 
 
 def _make_worker(pipe: FrontPipe) -> Worker:

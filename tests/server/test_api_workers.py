@@ -116,6 +116,18 @@ def scrape(client: httpx.Client) -> Samples:
     return parse(client.get("/metrics").raise_for_status().text)
 
 
+def refuses_all(server: ServerProcess) -> bool:
+    """Whether eight new connections are told at once that the server ends."""
+    statuses = set()
+    for _ in range(8):
+        with client_of(server) as client:
+            try:
+                statuses.add(client.get("/health", timeout=1).status_code)
+            except httpx.TransportError:
+                return False
+    return statuses == {503}
+
+
 def collect_text(events: Iterator[str]) -> str:
     chunks = [json.loads(event) for event in events if event != "[DONE]"]
     return "".join(chunk["choices"][0]["text"] for chunk in chunks if chunk.get("choices"))
@@ -273,12 +285,16 @@ def test_port_of_another_server_is_refused_and_all_streams_are_drained(folder: P
         assert text and server.wait() == 0
 
 
-def test_second_signal_does_not_wait(folder: Path) -> None:
+def test_server_that_drains_answers_all_and_a_second_signal_does_not_wait(folder: Path) -> None:
     with serving(folder / "engines", *WORKERS) as server, clients_of(server) as clients:
-        with streams_of(clients, ENDLESS):
+        idle = psutil.Process(worker_behind(server, clients[1]))
+        with streams_of(clients[:1], ENDLESS):
             server.signal()
+            idle.wait(DEADLINE_S)
+            until(lambda: refuses_all(server))
             server.signal()
             assert server.wait() == 0
+        assert server.log.count("again: ending now") == 1
 
 
 def test_all_end_with_the_front_and_leave_nothing(folder: Path, tmp_path: Path) -> None:
