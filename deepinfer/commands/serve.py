@@ -178,12 +178,14 @@ def _serve_alone(
     import asyncio
 
     from deepinfer.runtime.client import EngineClient
-    from deepinfer.server import lifetime
     from deepinfer.server.offer import make_state
 
     clients = [EngineClient(one.engine, one.options) for one in offer.engines]
     with _timing_tokenizers():
         state = make_state(config, offer, clients, keys=keys)
+
+    from deepinfer.server import lifetime
+
     announce = partial(_announce, state, url)
     try:
         with asyncio.Runner(loop_factory=lifetime.loop_factory()) as runner:
