@@ -211,7 +211,7 @@ def test_figures_are_those_of_all_and_never_fall(server: ServerProcess) -> None:
         expected = before + 14
         # What one has counted, the others know within a second.
         for client in clients:
-            until(lambda client=client: value(scrape(client), name) == expected)  # type: ignore[misc]
+            until(lambda client=client: value(scrape(client), name) == expected)
         dying = worker_behind(server, clients[0])
         with clients[0].stream("POST", PATH, json=ENDLESS) as response:
             events = read_events(response)
@@ -238,7 +238,7 @@ def test_streams_of_all_outlive_the_engine(server: ServerProcess) -> None:
             os.kill(int(pid), signal.SIGKILL)
             assert ended() == undisturbed
         for client in clients:
-            until(lambda client=client: client.get("/health").status_code == 200)  # type: ignore[misc]
+            until(lambda client=client: client.get("/health").status_code == 200)
 
 
 def test_stored_response_is_found_by_all(server: ServerProcess) -> None:
@@ -262,39 +262,37 @@ def test_new_keys_are_good_everywhere(server: ServerProcess, folder: Path) -> No
     with clients_of(server) as clients:
         for client in clients:
             until(
-                lambda client=client: (  # type: ignore[misc]
+                lambda client=client: (
                     client.get("/v1/models", headers=key("late")).status_code == 200
                 )
             )
 
 
-def test_port_of_another_server_is_refused_and_all_streams_are_drained(folder: Path) -> None:
-    with serving(folder / "engines", *WORKERS) as server:
-        port = str(server.address[1])
-        for more in ((), WORKERS):
-            with starting(folder / "engines", "--port", port, *more) as second:
-                assert second.wait() == 1
-                assert f"port {port} of 127.0.0.1 is already in use" in second.log
-        with (
-            clients_of(server) as clients,
-            streams_of(clients, {**ENDLESS, "max_tokens": 300}) as ended,
-        ):
-            server.signal()
-            server.wait_for_log("SIGTERM: running requests have 45 s to finish")
-            (text,) = ended()
-        assert text and server.wait() == 0
+def test_port_of_another_server_is_refused(server: ServerProcess, folder: Path) -> None:
+    port = str(server.address[1])
+    for more in ((), WORKERS):
+        with starting(folder / "engines", "--port", port, *more) as second:
+            assert second.wait() == 1
+            assert f"port {port} of 127.0.0.1 is already in use" in second.log
 
 
-def test_server_that_drains_answers_all_and_a_second_signal_does_not_wait(folder: Path) -> None:
+def test_all_streams_are_drained_and_a_second_signal_does_not_wait(folder: Path) -> None:
     with serving(folder / "engines", *WORKERS) as server, clients_of(server) as clients:
-        idle = psutil.Process(worker_behind(server, clients[1]))
-        with streams_of(clients[:1], ENDLESS):
-            server.signal()
-            idle.wait(DEADLINE_S)
-            until(lambda: refuses_all(server))
-            server.signal()
-            assert server.wait() == 0
-        assert server.log.count("again: ending now") == 1
+        by_worker = {worker_behind(server, client): client for client in clients}
+        with client_of(server) as third:
+            busy = worker_behind(server, third)
+            (idle,) = by_worker.keys() - {busy}
+            with streams_of([third], ENDLESS):
+                with streams_of(clients, {**ENDLESS, "max_tokens": 300}) as ended:
+                    server.signal()
+                    server.wait_for_log("SIGTERM: running requests have 45 s to finish")
+                    (text,) = ended()
+                assert text
+                psutil.Process(idle).wait(DEADLINE_S)
+                until(lambda: refuses_all(server))
+                server.signal()
+                assert server.wait() == 0
+    assert server.log.count("again: ending now") == 1
 
 
 def test_all_end_with_the_front_and_leave_nothing(folder: Path, tmp_path: Path) -> None:
