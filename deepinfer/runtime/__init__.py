@@ -1,1 +1,1 @@
-"""The engine process (`host`), what keeps it alive (`keeper`) and calls it (`client`); their `wire`."""
+"""The engine process (`host`), its keeper (`keeper`), its callers (`client`), and their `wire`."""

@@ -11,6 +11,7 @@ any number of API processes, and ends when the pipe from its parent closes.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import logging
 import os
@@ -188,7 +189,12 @@ class EngineHost:
         return bool(ready)
 
     def _accept(self) -> None:
-        peer = Peer(self._listener.accept()[0])
+        """Let in all that wait: while a library loads there is time for it at its phases only."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._greet(Peer(self._listener.accept()[0]))
+
+    def _greet(self, peer: Peer) -> None:
         self._peers[peer.connection.fileno()] = peer
         self._selector.register(peer.connection, selectors.EVENT_READ)
         if self._ready is not None:

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 FIRST_BACKOFF_S = 0.25
 STABLE_AFTER_S = 60.0  # an engine that lived this long is restarted at once again
 STOP_TIMEOUT_S = 5.0
-BACKLOG = 64
+BACKLOG = 256  # more than API processes, all of which wait there between two lives
 
 
 class EngineSupervisor:
