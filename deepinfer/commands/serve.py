@@ -162,15 +162,17 @@ def _run(config: ServeConfig, *, log_level: str) -> None:
         from deepinfer.server.offer import make_offer
 
         offer = make_offer(config, engines, _engine_options(config))
-        serve = _serve_alone if config.server.api_workers == 1 else _serve_in_front
-        serve(config, offer, keys, listeners, url, tls)
+        if config.server.api_workers == 1:
+            _serve_alone(config, offer, keys, listeners[0], url, tls)
+        else:
+            _serve_in_front(config, offer, keys, listeners, url)
 
 
 def _serve_alone(
     config: ServeConfig,
     offer: Offer,
     keys: KeyRing,
-    listeners: Sequence[socket.socket],
+    listener: socket.socket,
     url: str,
     tls: ssl.SSLContext | None,
 ) -> None:
@@ -189,7 +191,7 @@ def _serve_alone(
     announce = partial(_announce, state, url)
     try:
         with asyncio.Runner(loop_factory=lifetime.loop_factory()) as runner:
-            runner.run(lifetime.serve(state, listeners[0], announce, tls))
+            runner.run(lifetime.serve(state, listener, announce, tls))
     finally:
         if state.tracer is not None:
             state.tracer.close()
@@ -201,7 +203,6 @@ def _serve_in_front(
     keys: KeyRing,
     listeners: Sequence[socket.socket],
     url: str,
-    tls: ssl.SSLContext | None,
 ) -> None:
     """In processes of their own; each opens the files of TLS for itself."""
     import asyncio
