@@ -93,6 +93,12 @@ class ServerSection(Section):
         default=None,
         description="PEM file with the certificate's key; none: it stands in the certificate's",
     )
+    api_workers: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="API processes, which share the port, the engines and all limits",
+    )
     max_body_bytes: int = Field(
         default=8 * 2**20,
         ge=1024,

@@ -67,6 +67,7 @@ def test_every_key_can_be_given_in_the_environment() -> None:
         "limits.requests_per_minute": "60",
         "limits.tokens_per_minute": "1000",
         "limits.concurrent_requests": "4",
+        "server.api_workers": "3",
         "server.max_body_bytes": "2048",
         "server.shutdown_timeout_s": "1.5",
         "engine.engine_dir": "d",

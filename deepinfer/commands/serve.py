@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    import socket
+    import ssl
+
     from deepinfer.config import ServeConfig
     from deepinfer.config_layers import ResolvedConfig
     from deepinfer.engine import EngineOptions
-    from deepinfer.manifest import EngineFolder
-    from deepinfer.server.adapters import PlacedAdapter
-    from deepinfer.server.engines import ServedEngine
     from deepinfer.server.keys import KeyRing
-    from deepinfer.server.names import EngineNames
+    from deepinfer.server.offer import Offer
     from deepinfer.server.state import ServerState
-    from deepinfer.server.tracing import RequestTracer
 
 
 class ConfigOption(click.Option):
@@ -59,6 +60,7 @@ class ConfigOption(click.Option):
 @click.option("--cors-origins", cls=ConfigOption, path="server.cors_origins")
 @click.option("--tls-certificate", cls=ConfigOption, path="server.tls_certificate")
 @click.option("--tls-key", cls=ConfigOption, path="server.tls_key")
+@click.option("--api-workers", cls=ConfigOption, path="server.api_workers")
 @click.option("--max-body-bytes", cls=ConfigOption, path="server.max_body_bytes")
 @click.option("--receive-timeout", cls=ConfigOption, path="server.receive_timeout_s")
 @click.option("--request-timeout", cls=ConfigOption, path="server.request_timeout_s")
@@ -127,14 +129,12 @@ def _resolve(
 
 
 def _run(config: ServeConfig, *, log_level: str) -> None:
-    import asyncio
     import logging
-    import time
 
     from deepinfer import logs
     from deepinfer.server.choice import check_lookup, choose_engines
     from deepinfer.server.keys import KeyRing, read_keys
-    from deepinfer.server.listen import base_url, is_public, listen
+    from deepinfer.server.listen import base_url, is_public, listen_together
     from deepinfer.server.tls import open_tls
 
     logs.configure(log_level, config.logging.format)
@@ -143,116 +143,100 @@ def _run(config: ServeConfig, *, log_level: str) -> None:
     tls = open_tls(config.server.tls_certificate, config.server.tls_key)
     engines = choose_engines(config.engine.engine_dir, config.engine.model)
     check_lookup(engines, config.engine.prompt_lookup)
-    with listen(
-        config.server.host,
-        config.server.port,
-        stalled_client_timeout_s=config.server.stalled_client_timeout_s,
-    ) as listener:
-        url = base_url(listener, has_tls=tls is not None)
+    with ExitStack() as sockets:
+        listeners = listen_together(
+            config.server.host,
+            config.server.port,
+            config.server.api_workers,
+            stalled_client_timeout_s=config.server.stalled_client_timeout_s,
+        )
+        for listener in listeners:
+            sockets.enter_context(listener)
+        url = base_url(listeners[0], has_tls=tls is not None)
         logger.info("listening on %s", url)
-        if is_public(listener) and not keys:
+        if is_public(listeners[0]) and not keys:
             logger.warning(
                 "ANYONE who can reach %s may use this server: it listens on a public address and "
                 "asks for no API key; set server.api_key or --api-key-file, or listen on 127.0.0.1",
                 config.server.host,
             )
-        started_at = time.monotonic()
-        state = _make_state(config, engines, keys)
-        logger.info("tokenizers loaded in %.1f s", time.monotonic() - started_at)
 
-        from deepinfer.server import lifetime
-        from deepinfer.server.welcome import describe_server
+        from deepinfer.server.offer import make_offer
 
-        def announce() -> None:
-            if config.logging.format == "text":  # else stderr is for programs to read
-                block = describe_server(state.engines, url, needs_key=bool(keys))
-                click.echo(block, file=sys.stderr, nl=False)
-
-        try:
-            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-                runner.run(lifetime.serve(state, listener, announce, tls))
-        finally:
-            if state.tracer is not None:
-                state.tracer.close()
+        offer = make_offer(config, engines, _engine_options(config))
+        if config.server.api_workers == 1:
+            _serve_alone(config, offer, keys, listeners[0], url, tls)
+        else:
+            _serve_in_front(config, offer, keys, listeners, url)
 
 
-def _open_tracer(config: ServeConfig) -> RequestTracer | None:
-    if not config.logging.traces:
-        return None
-    from deepinfer.errors import ConfigError
+def _serve_alone(
+    config: ServeConfig,
+    offer: Offer,
+    keys: KeyRing,
+    listener: socket.socket,
+    url: str,
+    tls: ssl.SSLContext | None,
+) -> None:
+    """In this process: HTTP, and the engines' keeping."""
+    import asyncio
 
+    from deepinfer.runtime.client import EngineClient
+    from deepinfer.server.offer import make_state
+
+    clients = [EngineClient(one.engine, one.options) for one in offer.engines]
+    with _timing_tokenizers():
+        state = make_state(config, offer, clients, keys=keys)
+
+    from deepinfer.server import lifetime
+
+    announce = partial(_announce, state, url)
     try:
-        from deepinfer.server.tracing import open_tracer
-    except ModuleNotFoundError as error:
-        if not (error.name or "").startswith("opentelemetry"):
-            raise
-        raise ConfigError(
-            "`logging.traces` needs OpenTelemetry, which is not installed",
-            hint="`pip install 'deepinfer[otel]'`, or serve without `--traces`",
-        ) from error
-    return open_tracer()
+        with asyncio.Runner(loop_factory=lifetime.loop_factory()) as runner:
+            runner.run(lifetime.serve(state, listener, announce, tls))
+    finally:
+        if state.tracer is not None:
+            state.tracer.close()
 
 
-def _loop_factory() -> Any:
-    try:
-        import uvloop
-    except ImportError:  # there is none for PyPy
-        return None
-    return uvloop.new_event_loop
+def _serve_in_front(
+    config: ServeConfig,
+    offer: Offer,
+    keys: KeyRing,
+    listeners: Sequence[socket.socket],
+    url: str,
+) -> None:
+    """In processes of their own; each opens the files of TLS for itself."""
+    import asyncio
+    import tempfile
+
+    from deepinfer.server.front import Front
+    from deepinfer.server.lifetime import loop_factory
+
+    with tempfile.TemporaryDirectory(prefix="deepinfer-", ignore_cleanup_errors=True) as folder:
+        with _timing_tokenizers():
+            front = Front(config, offer, keys, Path(folder))
+        announce = partial(_announce, front.state, url)
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(front.serve(listeners, announce))
 
 
-def _make_state(config: ServeConfig, engines: Sequence[EngineFolder], keys: KeyRing) -> ServerState:
-    from deepinfer.device import read_gpus
-    from deepinfer.server.adapters import place_adapters
-    from deepinfer.server.engines import EngineCatalog
-    from deepinfer.server.memory import place_engines
-    from deepinfer.server.names import name_engines
-    from deepinfer.server.state import ServerState
-
-    placed = place_engines(engines, _engine_options(config))
-    aliases = _keep_aliases(config, engines[0], placed[0][0])
-    manifests = [engine.manifest for engine, _ in placed]
-    names = name_engines(manifests, aliases)
-    taken = {name for own in names for name in (*own.listed, *own.unlisted)}
-    adapters = place_adapters(config.engine.lora or (), manifests, taken)
-    served = [_open(config, *place, own) for place, own in zip(placed, names, strict=True)]
-    return ServerState(
-        config=config,
-        engines=EngineCatalog(served, _adapt(served, adapters)),
-        keys=keys,
-        read_gpus=read_gpus,
-        gpus=read_gpus(),
-        tracer=_open_tracer(config),
-    )
-
-
-def _adapt(served: Sequence[ServedEngine], adapters: Sequence[PlacedAdapter]) -> list[ServedEngine]:
-    """The engines once more, under the names of their adapters."""
+@contextmanager
+def _timing_tokenizers() -> Iterator[None]:
     import logging
+    import time
 
-    from deepinfer.server.engines import with_adapter
-
-    for i, engine in enumerate(served):
-        if names := [f"`{adapter.name}`" for owner, adapter in adapters if owner == i]:
-            logging.getLogger(__name__).info(
-                "engine `%s` answers to %s with adapters", engine.manifest.name, ", ".join(names)
-            )
-    return [with_adapter(served[owner], adapter) for owner, adapter in adapters]
+    started_at = time.monotonic()
+    yield
+    logging.getLogger(__name__).info("tokenizers loaded in %.1f s", time.monotonic() - started_at)
 
 
-def _keep_aliases(config: ServeConfig, asked: EngineFolder, first: EngineFolder) -> tuple[str, ...]:
-    """The names given to the first engine; none when it does not fit, or they would move on."""
-    import logging
+def _announce(state: ServerState, url: str) -> None:
+    from deepinfer.server.welcome import describe_server
 
-    aliases = config.engine.served_model_names or ()
-    if asked is first or not aliases:
-        return aliases
-    logging.getLogger(__name__).warning(
-        "nothing answers to %s, which are names of engine `%s`",
-        ", ".join(f"`{alias}`" for alias in aliases),
-        asked.manifest.name,
-    )
-    return ()
+    if state.config.logging.format == "text":  # else stderr is for programs to read
+        block = describe_server(state.engines, url, needs_key=bool(state.keys))
+        click.echo(block, file=sys.stderr, nl=False)
 
 
 def _engine_options(config: ServeConfig) -> EngineOptions:
@@ -268,39 +252,4 @@ def _engine_options(config: ServeConfig) -> EngineOptions:
         kv_cache_fraction=config.engine.kv_cache_fraction,
         num_threads=config.engine.num_threads,
         prompt_lookup=config.engine.prompt_lookup,
-    )
-
-
-def _open(
-    config: ServeConfig, engine: EngineFolder, options: EngineOptions, names: EngineNames
-) -> ServedEngine:
-    import logging
-
-    from deepinfer.runtime.client import EngineClient
-    from deepinfer.server.engines import ServedEngine
-    from deepinfer.text.chat_template import ChatTemplate
-    from deepinfer.text.tokenizer import Tokenizer
-
-    tool_format = config.engine.tool_format
-    tokenizer = Tokenizer.load(engine.tokenizer_dir)
-    chat_template = ChatTemplate.load(engine.tokenizer_dir)
-    logger = logging.getLogger(__name__)
-    logger.info(
-        "engine `%s` answers to %s",
-        engine.manifest.name,
-        ", ".join(f"`{name}`" for name in (*names.listed, *names.unlisted)),
-    )
-    if engine.manifest.model.trust_remote_code:
-        logger.warning(
-            "engine `%s` was built with --trust-remote-code: code of its checkpoint may run in it",
-            engine.manifest.name,
-        )
-    return ServedEngine(
-        EngineClient(engine, options),
-        tokenizer,
-        chat_template,
-        names,
-        queue_timeout_s=config.server.queue_timeout_s,
-        request_timeout_s=config.server.request_timeout_s,
-        named_tool_format=None if tool_format == "auto" else tool_format,
     )

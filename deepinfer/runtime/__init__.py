@@ -1,1 +1,1 @@
-"""The engine process (`host`), its keeper and caller (`supervisor`, `client`), and their `wire`."""
+"""The engine process (`host`), its keeper (`keeper`), its callers (`client`), and their `wire`."""

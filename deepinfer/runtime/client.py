@@ -1,9 +1,9 @@
-"""The API process's side of one engine: generate, cancel, and know how the engine is.
+"""An API process's side of one engine: generate, cancel, and know how the engine is.
 
 All methods belong to one event loop. A step's tokens arrive as one message and are handed to each
 call once, however many sequences it has. When the engine process dies, what it held is submitted
-to the next one and goes on where it was (`flight.py`, `hangar.py`). The client knows no text and
-no HTTP.
+to the next one and goes on where it was (`flight.py`, `hangar.py`). Who starts engines is the
+keeper's business, here or in another process (`lives.py`). The client knows no text and no HTTP.
 """
 
 from __future__ import annotations
@@ -38,39 +38,47 @@ from deepinfer.runtime import wire
 from deepinfer.runtime.call import DEFAULT_TERMS, Call, Terms
 from deepinfer.runtime.connection import Connection
 from deepinfer.runtime.flight import Diverged, Flight
+from deepinfer.runtime.gate import SuspectGate
 from deepinfer.runtime.hangar import RESTART_RETRY_S, Hangar
-from deepinfer.runtime.supervisor import EngineSupervisor
-from deepinfer.runtime.watchdog import Life, Watchdog
+from deepinfer.runtime.keeper import EngineKeeper
+from deepinfer.runtime.lives import Keeper, Lives
 
 logger = logging.getLogger(__name__)
 
 LOADING_RETRY_S = 2
-# Between two starts of an engine that dies again and again: before it is ready, or at its work.
-MAX_BACKOFF_S = 30.0
-MAX_BACKOFF_AFTER_WORK_S = 1.0
+# What was interrupted in other processes takes off within this time, and suspects after it.
+GATE_WAIT_S = 0.05
 
 
 class EngineClient:
-    """Starts an engine and sends it requests. `start` first, `close` last."""
+    """Sends an engine requests. `start` first, `close` last."""
 
-    def __init__(self, engine: EngineFolder, options: EngineOptions) -> None:
+    def __init__(
+        self,
+        engine: EngineFolder,
+        options: EngineOptions,
+        keeper: Keeper | None = None,
+        gate: SuspectGate | None = None,
+    ) -> None:
+        """Without a `keeper` the engine is this client's own: it starts with it and ends with it.
+
+        `gate` is for an engine that other processes send requests as well.
+        """
         self.engine = engine
+        self.keeper: Keeper = EngineKeeper(engine, options) if keeper is None else keeper
         self.status = EngineStatus(STARTING)
         self.load = Load()
         self.capacity: Capacity | None = None
         self.num_resumed = 0  # times that a running sequence went on in another life of the engine
+        self.failure: wire.Failed | None = None
+        self.num_ready = 0
+        self.heard_at = 0.0
+        self.num_chunks = 0
         self._max_failed_lives = options.resume_attempts
-        self._supervisor = EngineSupervisor(engine, options, self._on_exit)
-        self._watchdog = Watchdog(
-            options.hang_timeout_s,
-            find_life=self._find_life,
-            ping=lambda: self._send(wire.Ping()),
-            kill=self._supervisor.kill,
-        )
-        self._hangar = Hangar(options.resume_attempts)
+        self._gate = gate
+        self._hangar = Hangar(options.resume_attempts, gate=gate)
         self._connection: Connection | None = None
-        self._failure: wire.Failed | None = None
-        self._num_failed_lives = 0  # that ended before they were ready, in a row
+        self._asking_again: asyncio.TimerHandle | None = None
         self._has_been_ready = False
         self._is_draining = False
         self._is_closed = False
@@ -88,24 +96,24 @@ class EngineClient:
         return len(self._hangar)
 
     @property
-    def engine_pid(self) -> int | None:
-        return self._supervisor.pid
+    def is_connected(self) -> bool:
+        return self._connection is not None
 
     @property
     def num_restarts(self) -> int:
-        return max(self._supervisor.num_starts - 1, 0)
+        return max(self.keeper.lives.num_starts - 1, 0)
 
     async def start(self) -> None:
-        """Start the engine process and return at once; `status` says how the loading goes."""
-        await self._supervisor.start()
+        """Begin, and return at once; `status` says how the loading goes."""
+        await self.keeper.start(self)
+        self.on_lives(self.keeper.lives)
         await self._connect()
-        self._spawn(self._watchdog.run())
 
     async def wait_ready(self) -> None:
         """Wait for the end of the first load. Raises BackendError when it fails."""
         await self._first_load.wait()
         if not self._has_been_ready:
-            failure = self._failure or wire.Failed("the engine was closed while it loaded")
+            failure = self.failure or wire.Failed("the engine was closed while it loaded")
             raise BackendError(failure.message, hint=failure.hint)
 
     async def generate(
@@ -156,7 +164,7 @@ class EngineClient:
             flight.call.flush()
 
     async def close(self, timeout_s: float) -> None:
-        """Take no more work, give running requests up to `timeout_s`, and end the engine."""
+        """Take no more work, give running requests up to `timeout_s`, and end an own engine."""
         self._is_draining = True
         if self.num_in_flight:
             self._drained.clear()
@@ -167,16 +175,22 @@ class EngineClient:
         self._is_closed = True
         self._fail_all(ShuttingDown("The server is shutting down", retry_after_s=RESTART_RETRY_S))
         self.status = EngineStatus(STOPPED)
-        await self._supervisor.close()
+        await self.keeper.close()
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._connection is not None:
             self._connection.close()
+        if self._gate is not None:
+            self._gate.close()
         self._first_load.set()
 
     # Towards the engine
+
+    def ping(self) -> None:
+        """Have the engine say that it is there."""
+        self._send(wire.Ping())
 
     def _check_accepting(self) -> None:
         if self._is_draining:
@@ -217,26 +231,35 @@ class EngineClient:
         if not self.num_in_flight:
             self._drained.set()
 
-    def _resume(self) -> None:
+    def _resume(self, *, has_waited: bool = False) -> None:
         """Submit what an earlier life of the engine has left, as far as it may run now."""
-        if not self.status.is_ready or not self._hangar.has_grounded:
+        if not self.status.is_ready:
             return
-        for flight, request in self._hangar.take_off():
+        for flight, request in self._hangar.take_off(others_have_gone=has_waited):
             self.num_resumed += flight.num_interruptions > 0
             terms = flight.call.terms
             self._send(wire.Submit((request,), terms.tenant, terms.priority, is_resumed=True))
+        if self._hangar.must_ask_again and self._asking_again is None:
+            loop = asyncio.get_running_loop()
+            self._asking_again = loop.call_later(GATE_WAIT_S, self._ask_again)
+
+    def _ask_again(self) -> None:
+        """Nobody says when the requests of other processes have gone, or have been seen to live."""
+        self._asking_again = None
+        if not self._is_closed:
+            self._resume(has_waited=True)
 
     async def _connect(self) -> None:
         # Between two lives of the engine this waits in the socket's backlog for the next one.
         self._connection = await Connection.open(
-            self._supervisor.socket_path, self.on_message, self.on_connection_lost
+            self.keeper.socket_path, self.on_message, self.on_connection_lost
         )
 
     async def _reconnect(self) -> None:
         try:
             await self._connect()
         except OSError as error:
-            # Only when the supervisor has closed its socket: the server is ending.
+            # Only when the keeper has closed its socket: the server is ending.
             logger.debug("not connecting to the engine again: %s", error)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
@@ -244,18 +267,11 @@ class EngineClient:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _find_life(self) -> Life | None:
-        pid = self.engine_pid
-        if pid is None or self._connection is None:
-            return None
-        is_busy = self.load.num_running > 0
-        return Life(pid, is_loading=not self.status.is_ready, is_busy=is_busy)
-
     # From the engine
 
     def on_message(self, message: wire.FromEngine) -> None:
         """Called by the connection with each message, in order."""
-        self._watchdog.hear()
+        self.heard_at = asyncio.get_running_loop().time()
         match message:
             case wire.Step():
                 self._on_step(message)
@@ -268,7 +284,9 @@ class EngineClient:
             case wire.Ready():
                 self._on_ready(message)
             case wire.Failed():
-                self._failure = message
+                self.failure = message
+            case wire.Pong():
+                self.num_chunks = message.num_chunks
 
     def on_connection_lost(self) -> None:
         """Called when the engine process is gone, before its exit status is known."""
@@ -281,30 +299,26 @@ class EngineClient:
         self._ground(self._hangar.airborne)
         self._spawn(self._reconnect())
 
-    def _on_exit(self, exit_status: int) -> float | None:
-        """How long to put off the next start at most; None if the engine never came up at all."""
-        if self._failure is None:
-            self._failure = wire.Failed(
-                f"the engine process ended with status {exit_status}",
-                "its last words are in the log above; try again with --log-level DEBUG",
-            )
-        if self._has_been_ready:
-            self._count_life()
-            return MAX_BACKOFF_S if self._num_failed_lives > 1 else MAX_BACKOFF_AFTER_WORK_S
-        self.status = EngineStatus(FAILED, message=self._failure_text)
-        self._first_load.set()
-        return None
-
-    def _count_life(self) -> None:
-        """Requests do not wait for ever for an engine that does not come up again."""
-        self._num_failed_lives += 1
-        if self._num_failed_lives > self._max_failed_lives + 1:
+    def on_lives(self, lives: Lives) -> None:
+        """Called by the keeper when the engine has died, and with what was before the start."""
+        # What is told by another process may be older than what the engine itself has said.
+        if lives.failure is None or self.status.is_ready:
+            return
+        self._has_been_ready = self._has_been_ready or lives.has_been_ready
+        self.failure = self.failure or lives.failure
+        if not self._has_been_ready:
+            self.status = EngineStatus(FAILED, message=self._failure_text)
+            self._first_load.set()
+            return
+        self.status = EngineStatus(RESTARTING, message=self._failure_text)
+        # Requests do not wait for ever for an engine that does not come up again.
+        if lives.num_failed > self._max_failed_lives + 1:
             text = f"The engine ended and cannot be started again: {self._failure_text}"
             self._fail_all(EngineUnavailable(text))
 
     @property
     def _failure_text(self) -> str | None:
-        return None if self._failure is None else self._failure.message
+        return None if self.failure is None else self.failure.message
 
     def _on_progress(self, message: wire.Progress) -> None:
         if not self._has_been_ready:
@@ -314,8 +328,8 @@ class EngineClient:
         logger.info("engine `%s` loaded in %.1f s", self.manifest.name, message.load_s)
         self.capacity = message.capacity
         self.status = EngineStatus(READY, 100)
-        self._failure = None
-        self._num_failed_lives = 0
+        self.failure = None
+        self.num_ready += 1
         self._has_been_ready = True
         self._first_load.set()
         self._resume()
@@ -329,8 +343,6 @@ class EngineClient:
 
     def _on_step(self, message: wire.Step) -> None:
         self.load = message.load
-        if message.chunks:
-            self._watchdog.advance()
         interrupted: list[Flight] = []
         calls: list[Call] = []  # with something new
         find_airborne = self._hangar.find_airborne

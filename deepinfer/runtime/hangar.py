@@ -4,7 +4,8 @@ When the engine dies, whatever it held is grounded here and leaves again when it
 that may themselves be what killed it are tried one at a time, once the others have been seen to
 live, so that the innocent are not blamed for what one request does. And two deaths prove nothing
 where engines die all the time: what is held against a request is weighed against the deaths that
-nobody explains. This module sends nothing.
+nobody explains. Where several processes send one engine requests, a gate that they share keeps
+their suspects apart. This module sends nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from deepinfer.errors import EngineUnavailable, RequestAbandoned
 from deepinfer.generation import GenerationRequest
 from deepinfer.runtime.flight import Flight
+from deepinfer.runtime.gate import SuspectGate
 
 RESTART_RETRY_S = 2
 MAX_BLAMES = 2  # a request that has killed the engine so often is not tried again
@@ -25,9 +27,16 @@ MEMORY_S = 600.0  # for so long a death counts that no request explains
 class Hangar:
     """Every flight of one engine, by the id that the engine knows it by."""
 
-    def __init__(self, max_resumes: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        max_resumes: int,
+        clock: Callable[[], float] = time.monotonic,
+        gate: SuspectGate | None = None,
+    ) -> None:
+        """`gate` is None where no other process has requests in the same engine."""
         self._max_resumes = max_resumes
         self._clock = clock
+        self._gate = gate
         self._death_numbers = itertools.count()
         self._unexplained: dict[int, float] = {}  # deaths that no request is held to have caused
         self._flights: dict[str, Flight] = {}  # by the request's own id
@@ -45,8 +54,9 @@ class Hangar:
         return tuple(self._airborne.values())
 
     @property
-    def has_grounded(self) -> bool:
-        return bool(self._grounded)
+    def must_ask_again(self) -> bool:
+        """Whether `take_off` may let more go later though nothing happens here until then."""
+        return self._gate is not None and bool(self._grounded)
 
     def find(self, request_id: str) -> Flight | None:
         """None for a request that has ended already, or never was."""
@@ -82,6 +92,7 @@ class Hangar:
             else:
                 self.remove(flight)
                 yield flight, error
+        self._leave_gate()
 
     def _note_death(self) -> int:
         now = self._clock()
@@ -95,19 +106,41 @@ class Hangar:
         self._airborne.pop(flight.wire_id, None)
         self._grounded[flight.request.request_id] = flight
 
-    def take_off(self) -> Iterator[tuple[Flight, GenerationRequest]]:
+    def take_off(
+        self, *, others_have_gone: bool = True
+    ) -> Iterator[tuple[Flight, GenerationRequest]]:
         """The grounded flights that may go to the engine now, with what to submit.
 
-        A suspect goes when nothing else has yet to show that it lives.
+        A suspect goes when nothing else has yet to show that it lives. Behind a gate it also waits
+        until those of other processes have had the time to go.
         """
-        grounded = sorted(self._grounded.items(), key=lambda item: item[1].is_suspect)
-        for request_id, flight in grounded:
-            if flight.is_suspect and any(f.is_unproven for f in self._airborne.values()):
-                return
-            del self._grounded[request_id]
+        self._leave_gate()
+        for flight in self._choose(others_have_gone):
+            del self._grounded[flight.request.request_id]
             request = flight.resume()
             self._airborne[flight.wire_id] = flight
             yield flight, request
+
+    def _choose(self, others_have_gone: bool) -> list[Flight]:
+        grounded = self._grounded.values()
+        innocent = [flight for flight in grounded if not flight.is_suspect]
+        suspect = next((flight for flight in grounded if flight.is_suspect), None)
+        if innocent:
+            return innocent if self._gate is None or self._gate.share() else []
+        if suspect is None or self._has_unproven:
+            return []
+        if self._gate is None:
+            return [suspect]
+        return [suspect] if others_have_gone and self._gate.claim() else []
+
+    @property
+    def _has_unproven(self) -> bool:
+        return any(flight.is_unproven for flight in self._airborne.values())
+
+    def _leave_gate(self) -> None:
+        """Let others by when all that took off here has been seen to live."""
+        if self._gate is not None and self._gate.is_held and not self._has_unproven:
+            self._gate.leave()
 
     def _find_end(self, flight: Flight) -> EngineUnavailable | None:
         if self._is_guilty(flight):

@@ -11,6 +11,7 @@ any number of API processes, and ends when the pipe from its parent closes.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import logging
 import os
@@ -107,6 +108,7 @@ class EngineHost:
         self._cancelled: list[str] = []  # whose blocks are free after the next step
         self._ready: wire.Ready | None = None
         self._is_stopping = False
+        self._num_chunks = 0  # that the backend has made, for anybody
         self._backend: Backend
         self._queue: AdmissionQueue
 
@@ -187,7 +189,12 @@ class EngineHost:
         return bool(ready)
 
     def _accept(self) -> None:
-        peer = Peer(self._listener.accept()[0])
+        """Let in all that wait: while a library loads there is time for it at its phases only."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._greet(Peer(self._listener.accept()[0]))
+
+    def _greet(self, peer: Peer) -> None:
         self._peers[peer.connection.fileno()] = peer
         self._selector.register(peer.connection, selectors.EVENT_READ)
         if self._ready is not None:
@@ -215,9 +222,9 @@ class EngineHost:
                 case wire.Submit():
                     self._submit(peer, message)
                 case wire.Cancel():
-                    self._cancel(message.request_ids)
+                    self._cancel(peer, message.request_ids)
                 case wire.Ping():
-                    peer.send(wire.Pong())
+                    peer.send(wire.Pong(self._num_chunks))
 
     def _watch(self, peer: Peer) -> None:
         """Wake up for writing only while there is something to write."""
@@ -228,7 +235,7 @@ class EngineHost:
         self._selector.unregister(peer.connection)
         del self._peers[peer.connection.fileno()]
         peer.connection.close()
-        self._cancel(tuple(id_ for id_, owner in self._owners.items() if owner is peer))
+        self._cancel(peer, tuple(id_ for id_, owner in self._owners.items() if owner is peer))
 
     # Requests
 
@@ -271,10 +278,12 @@ class EngineHost:
             )
         self._backend.check(request)
 
-    def _cancel(self, request_ids: tuple[str, ...]) -> None:
+    def _cancel(self, peer: Peer, request_ids: tuple[str, ...]) -> None:
         for request_id in request_ids:
-            if self._owners.pop(request_id, None) is None:
+            # No peer ends what another one asked for.
+            if self._owners.get(request_id) is not peer:
                 continue
+            del self._owners[request_id]
             if not self._queue.remove_waiting(request_id):
                 self._backend.cancel(request_id)
                 self._cancelled.append(request_id)
@@ -302,7 +311,9 @@ class EngineHost:
     # Stepping
 
     def _step(self) -> None:
-        for chunk in self._backend.step():
+        chunks = self._backend.step()
+        self._num_chunks += len(chunks)
+        for chunk in chunks:
             self._deliver(chunk)
         for request_id in self._cancelled:
             self._queue.release(request_id)

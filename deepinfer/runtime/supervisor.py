@@ -29,22 +29,28 @@ logger = logging.getLogger(__name__)
 FIRST_BACKOFF_S = 0.25
 STABLE_AFTER_S = 60.0  # an engine that lived this long is restarted at once again
 STOP_TIMEOUT_S = 5.0
-BACKLOG = 64
+BACKLOG = 256  # more than API processes, all of which wait there between two lives
 
 
 class EngineSupervisor:
     """One engine's process, over all its lives.
 
-    `on_exit` is called with the exit status each time the process ends without having been asked
-    to. It returns how many seconds the next start may be put off at most, or None for no next one.
+    `on_start` is called each time the process has been started, `on_exit` with the exit status each
+    time it ends without having been asked to. `on_exit` returns how many seconds the next start may
+    be put off at most, or None for no next one.
     """
 
     def __init__(
-        self, engine: EngineFolder, options: EngineOptions, on_exit: Callable[[int], float | None]
+        self,
+        engine: EngineFolder,
+        options: EngineOptions,
+        on_start: Callable[[], None],
+        on_exit: Callable[[int], float | None],
     ) -> None:
         self.engine = engine
         self.options = options
         self.num_starts = 0
+        self._on_start = on_start
         self._on_exit = on_exit
         self._directory = Path(tempfile.mkdtemp(prefix="deepinfer-"))  # mode 0700
         self.socket_path = self._directory / "engine.sock"
@@ -96,6 +102,7 @@ class EngineSupervisor:
         )
         self.num_starts += 1
         logger.info("engine process %d started", self._process.pid)
+        self._on_start()
 
     async def _watch(self) -> None:
         backoff_s = 0.0

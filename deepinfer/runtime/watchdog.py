@@ -21,6 +21,8 @@ class Life:
     pid: int
     is_loading: bool
     is_busy: bool  # requests run
+    heard_at: float  # when it last said anything, by the clock of the event loop
+    num_chunks: int  # that it had made when it was last asked
 
 
 class Watchdog:
@@ -39,15 +41,8 @@ class Watchdog:
         self._ping = ping
         self._kill = kill
         self._pid: int | None = None
+        self._num_chunks = 0
         self._heartbeat = Heartbeat(hang_timeout_s, 0)
-
-    def hear(self) -> None:
-        """The engine has said something."""
-        self._heartbeat.hear(asyncio.get_running_loop().time())
-
-    def advance(self) -> None:
-        """Tokens have come."""
-        self._heartbeat.advance(asyncio.get_running_loop().time())
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -69,6 +64,11 @@ class Watchdog:
                 self._check(life, now)
 
     def _check(self, life: Life, now: float) -> None:
+        if life.heard_at > self._heartbeat.heard_at:
+            self._heartbeat.hear(life.heard_at)
+        if life.num_chunks != self._num_chunks:
+            self._num_chunks = life.num_chunks
+            self._heartbeat.advance(now)
         self._ping()
         ticks = read_cpu_ticks(life.pid)
         fault = self._heartbeat.find_fault(

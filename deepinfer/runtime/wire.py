@@ -55,7 +55,9 @@ class Ping(msgspec.Struct, frozen=True, tag="ping"):
 
 
 class Pong(msgspec.Struct, frozen=True, tag="pong"):
-    """The answer to a Ping, between two steps."""
+    """The answer to a Ping, between two steps. `num_chunks` were made in this life, for anybody."""
+
+    num_chunks: int = 0
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):

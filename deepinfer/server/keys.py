@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,10 +41,13 @@ class KeyRing:
     def __init__(self, keys: Sequence[Key] = (), limits: LimitsSection = NO_LIMITS) -> None:
         """`limits` are those of a request that comes without a key."""
         self._limits = limits
-        self._replace(keys)
+        self.replace(keys)
 
     def __bool__(self) -> bool:
         return bool(self._keys)
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._keys)
 
     def find(self, offered: bytes) -> Key | None:
         """Whose key that is. All are compared each time, so that the time taken tells nothing."""
@@ -65,12 +68,13 @@ class KeyRing:
             logger.error("the keys stay as they were: %s", error.message)
             return
         before = set(self._by_name)
-        self._replace(keys)
+        self.replace(keys)
         now = set(self._by_name)
         new, gone = _list_names(now - before), _list_names(before - now)
         logger.info("%d keys read again; new: %s; gone: %s", len(keys), new, gone)
 
-    def _replace(self, keys: Sequence[Key]) -> None:
+    def replace(self, keys: Sequence[Key]) -> None:
+        """From now on these are the keys, and no others."""
         self._keys = tuple(keys)
         self._by_name = {key.name: key for key in keys}
 

@@ -33,6 +33,16 @@ KEEP_ALIVE_S = 75
 FLUSH_TIMEOUT_S = 5
 
 
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Of the loop that a server runs in; None is Python's own."""
+    try:
+        import uvloop
+    except ImportError:  # there is none for PyPy
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
 class _HttpServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -40,7 +50,7 @@ class _HttpServer(uvicorn.Server):
         yield
 
 
-class _StopSignals:
+class StopSignals:
     """Counts the requests to stop: the first one drains, the second one does not wait."""
 
     def __init__(self, state: ServerState) -> None:
@@ -76,19 +86,22 @@ async def serve(
     listener: socket.socket,
     announce: Callable[[], None],
     tls: ssl.SSLContext | None = None,
+    *,
+    are_started: bool = False,
 ) -> None:
     """Run until a signal comes and all is drained; call `announce` when the engines are ready.
 
-    Raises BackendError when no engine can be loaded; of several, those that can are served.
+    `are_started` says that the engines' clients have been started already. Raises BackendError when
+    no engine can be loaded; of several, those that can are served.
     """
-    signals = _StopSignals(state)
+    signals = StopSignals(state)
     signals.install()
     _reload_keys_on_hangup(state)
     server = _make_server(state, tls)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     serving.add_done_callback(lambda _: signals.first.set())
     try:
-        await _load_and_wait(state, signals, announce)
+        await load_and_wait(state, signals, announce, are_started=are_started)
     finally:
         await _drain(state, signals)
         server.should_exit = True
@@ -117,10 +130,15 @@ def _make_server(state: ServerState, tls: ssl.SSLContext | None) -> _HttpServer:
     return _HttpServer(config)
 
 
-async def _load_and_wait(
-    state: ServerState, signals: _StopSignals, announce: Callable[[], None]
+async def load_and_wait(
+    state: ServerState,
+    signals: StopSignals,
+    announce: Callable[[], None],
+    *,
+    are_started: bool = False,
 ) -> None:
-    loading = asyncio.create_task(_load(state))
+    """Call `announce` when the engines are ready, and return when a signal has come."""
+    loading = asyncio.create_task(_load(state, are_started))
     stopping = asyncio.create_task(signals.first.wait())
     try:
         await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -133,11 +151,12 @@ async def _load_and_wait(
         stopping.cancel()
 
 
-async def _load(state: ServerState) -> None:
+async def _load(state: ServerState, are_started: bool) -> None:
     started_at = time.monotonic()
     clients = [engine.client for engine in state.engines]
-    for client in clients:
-        await client.start()
+    if not are_started:
+        for client in clients:
+            await client.start()
     failures = await asyncio.gather(*map(_wait_ready, clients))
     first_failure = failures[0]
     if first_failure is not None and all(failures):
@@ -160,11 +179,11 @@ def _whole(error: BackendError) -> str:
     return error.message if error.hint is None else f"{error.message}; {error.hint}"
 
 
-async def _drain(state: ServerState, signals: _StopSignals) -> None:
+async def _drain(state: ServerState, signals: StopSignals) -> None:
     has_requests = signals.first.is_set()
     state.is_draining = True
     timeout_s = state.config.server.shutdown_timeout_s if has_requests else 0
-    closing = asyncio.create_task(_close_engines(state, timeout_s))
+    closing = asyncio.create_task(close_engines(state, timeout_s))
     hurrying = asyncio.create_task(signals.second.wait())
     await asyncio.wait((closing, hurrying), return_when=asyncio.FIRST_COMPLETED)
     hurrying.cancel()
@@ -174,8 +193,8 @@ async def _drain(state: ServerState, signals: _StopSignals) -> None:
     closing.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await closing
-    await _close_engines(state, 0)
+    await close_engines(state, 0)
 
 
-async def _close_engines(state: ServerState, timeout_s: float) -> None:
+async def close_engines(state: ServerState, timeout_s: float) -> None:
     await asyncio.gather(*(engine.client.close(timeout_s) for engine in state.engines))

@@ -3,7 +3,7 @@
 A minute begins with the first request after the last minute has ended. Tokens are reserved for the
 longest answer that was asked for, which keeps any number of requests that start together to what
 is allowed, and given back when the answer was shorter. Where the counts are kept is the storage's
-business: the one here is this process's own, and the library has others that processes share.
+business: the one here is this process's own, `shared/counts.py` has one that processes share.
 Nothing here knows routes or keys.
 """
 
@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import math
 import time
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from limits import RateLimitItemPerMinute
@@ -34,7 +36,24 @@ class _Window:
     count: int = 0
 
 
-class ProcessStorage(Storage):
+class Counts(Storage):
+    """A storage of the library's that also counts what runs."""
+
+    STORAGE_SCHEME = None
+
+    @abstractmethod
+    def atomic(self) -> AbstractContextManager[None]:
+        """Within it nobody else counts; an exception undoes what was counted there."""
+
+    @abstractmethod
+    def running(self, key_name: str) -> int:
+        """Requests of a key that have entered and not left."""
+
+    @abstractmethod
+    def add_running(self, key_name: str, amount: int) -> None: ...
+
+
+class ProcessStorage(Counts):
     """Counts by the monotonic clock: the library's own keeps threads, and minutes of a calendar
     that may be set back."""
 
@@ -44,6 +63,19 @@ class ProcessStorage(Storage):
         super().__init__()
         self._clock = clock
         self._windows: dict[str, _Window] = {}
+        self._running: Counter[str] = Counter()
+
+    def atomic(self) -> AbstractContextManager[None]:
+        # Nothing is awaited between two counts, and nothing is counted before all was asked.
+        return nullcontext()
+
+    def running(self, key_name: str) -> int:
+        return self._running[key_name]
+
+    def add_running(self, key_name: str, amount: int) -> None:
+        self._running[key_name] += amount
+        if not self._running[key_name]:
+            del self._running[key_name]
 
     @property
     def base_exceptions(self) -> type[Exception]:
@@ -113,14 +145,14 @@ class Allowance:
     def __init__(
         self,
         key_name: str,
-        running: Counter[str],
+        counts: Counts,
         max_running: int | None,
         requests: _Quota | None,
         tokens: _Quota | None,
         clock: Clock,
     ) -> None:
         self._key_name = key_name
-        self._running = running
+        self._counts = counts
         self._max_running = max_running
         self._requests = requests
         self._tokens = tokens
@@ -130,9 +162,14 @@ class Allowance:
 
     def enter(self) -> None:
         """Count a request. Raises RateLimitExceeded, and then nothing is counted."""
-        if self._max_running is not None and self._running[self._key_name] >= self._max_running:
+        with self._counts.atomic():
+            self._enter()
+
+    def _enter(self) -> None:
+        running, max_running = self._counts.running, self._max_running
+        if max_running is not None and running(self._key_name) >= max_running:
             raise RateLimitExceeded(
-                f"At most {_count(self._max_running, 'request')} may run at a time; send it again "
+                f"At most {_count(max_running, 'request')} may run at a time; send it again "
                 "when one has ended",
                 retry_after_s=BUSY_RETRY_S,
             )
@@ -140,13 +177,11 @@ class Allowance:
             if not self._requests.remaining:
                 raise _exceeded("request", self._requests)
             self._requests.charge(1)
-        self._running[self._key_name] += 1
+        self._counts.add_running(self._key_name, 1)
 
     def leave(self) -> None:
         """After `enter`, when the response has ended."""
-        self._running[self._key_name] -= 1
-        if not self._running[self._key_name]:
-            del self._running[self._key_name]
+        self._counts.add_running(self._key_name, -1)
 
     def reserve(self, prompt_tokens: int, max_tokens: int) -> None:
         """Hold what the request may come to. Raises RateLimitExceeded, and then nothing is held."""
@@ -158,7 +193,10 @@ class Allowance:
                 f"{_count(quota.amount, 'token')} a minute are allowed"
             )
         # An answer that could take more than a minute's tokens still has its turn.
-        wanted = min(prompt_tokens + max_tokens, quota.amount)
+        with self._counts.atomic():
+            self._hold(quota, min(prompt_tokens + max_tokens, quota.amount))
+
+    def _hold(self, quota: _Quota, wanted: int) -> None:
         remaining = quota.remaining
         if wanted > remaining:
             detail = f"; {remaining:,} are left, and prompt and `max_tokens` come to {wanted:,}"
@@ -195,20 +233,19 @@ class Allowance:
 class RateLimiter:
     """The counts of all keys, by their names."""
 
-    def __init__(self, storage: Storage | None = None, clock: Clock = time.monotonic) -> None:
-        self._storage = ProcessStorage(clock) if storage is None else storage
+    def __init__(self, counts: Counts | None = None, clock: Clock = time.monotonic) -> None:
+        self._counts = ProcessStorage(clock) if counts is None else counts
         self._clock = clock
-        self._running: Counter[str] = Counter()
 
     def allowance(self, key_name: str, limits: LimitsSection) -> Allowance:
         """For one request of the key called `key_name`; "" is the server as a whole."""
 
         def quota(unit: str, amount: int | None) -> _Quota | None:
-            return None if amount is None else _Quota(self._storage, unit, amount, key_name)
+            return None if amount is None else _Quota(self._counts, unit, amount, key_name)
 
         return Allowance(
             key_name,
-            self._running,
+            self._counts,
             limits.concurrent_requests,
             quota("requests", limits.requests_per_minute),
             quota("tokens", limits.tokens_per_minute),

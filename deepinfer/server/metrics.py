@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 from deepinfer import __version__
 from deepinfer.server.engines import EngineCatalog, ServedEngine
 from deepinfer.server.meter import Histogram, HttpMeter
+from deepinfer.server.shared.figures import FigureShelf, SharedCollector
 
 MODEL = ("model_name",)
 ROUTER = ("model_name", "engine_type")
@@ -172,12 +173,27 @@ _DISTRIBUTIONS = (
 )
 
 
-def make_registry(engines: EngineCatalog, http: HttpMeter) -> CollectorRegistry:
-    """A registry that belongs to one server, with the figures of its own process beside ours."""
+def make_registry(
+    engines: EngineCatalog, http: HttpMeter, shelf: FigureShelf | None = None
+) -> CollectorRegistry:
+    """A registry that belongs to one server, with the figures of its own process beside ours.
+
+    With a `shelf` they are those of all its API processes.
+    """
     registry = CollectorRegistry()
-    registry.register(_ServerCollector(engines, http))
-    ProcessCollector(registry=registry)
+    own = _collectors(engines, http)
+    for collector in own if shelf is None else [SharedCollector(own, shelf)]:
+        registry.register(collector)
     return registry
+
+
+def make_collector(engines: EngineCatalog, http: HttpMeter, shelf: FigureShelf) -> SharedCollector:
+    """What this process counts, added to what others do."""
+    return SharedCollector(_collectors(engines, http), shelf)
+
+
+def _collectors(engines: EngineCatalog, http: HttpMeter) -> list[Collector]:
+    return [_ServerCollector(engines, http), ProcessCollector(registry=None)]
 
 
 class _ServerCollector(Collector):

@@ -14,6 +14,7 @@ from deepinfer.generation import GenerationRequest, SamplingParams, TokenChunk
 from deepinfer.manifest import EngineFolder
 from deepinfer.runtime.call import DEFAULT_TERMS, Terms
 from deepinfer.runtime.client import EngineClient
+from deepinfer.runtime.keeper import EngineKeeper
 from tests.engines import make_simulated_engine
 
 DEADLINE_S = 20.0
@@ -47,6 +48,12 @@ async def connected(engine: EngineFolder, options: EngineOptions) -> AsyncIterat
         yield client
     finally:
         await client.close(timeout_s=0)
+
+
+def pid_of(client: EngineClient) -> int | None:
+    """The process id of a client's own engine."""
+    assert isinstance(client.keeper, EngineKeeper)
+    return client.keeper.pid
 
 
 async def collect(

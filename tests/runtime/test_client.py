@@ -21,7 +21,7 @@ from deepinfer.errors import (
 from deepinfer.generation import FinishReason
 from deepinfer.runtime.client import EngineClient
 from tests.engines import EOS, make_simulated_engine
-from tests.runtime.running import collect, raises_soon, request, running, until
+from tests.runtime.running import collect, pid_of, raises_soon, request, running, until
 
 SLOW_STEP_US = 20_000
 
@@ -149,7 +149,7 @@ async def test_close_lets_running_requests_finish(tmp_path: Path) -> None:
         await raises_soon(ShuttingDown, collect(client, request("b")))
         assert len((await answer)["a"].token_ids) == 50
         await closing
-        assert client.engine_pid is None
+        assert pid_of(client) is None
 
 
 async def test_engine_that_cannot_load_says_why(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ async def test_engine_that_cannot_load_says_why(tmp_path: Path) -> None:
 
 async def test_socket_is_private(tmp_path: Path) -> None:
     async with running(tmp_path) as client:
-        directory = client._supervisor.socket_path.parent
+        directory = client.keeper.socket_path.parent
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     assert not directory.exists()
 
@@ -177,9 +177,9 @@ async def test_socket_is_private(tmp_path: Path) -> None:
 async def test_idle_engine_costs_no_cpu(tmp_path: Path) -> None:
     async with running(tmp_path) as client:
         await collect(client, request("a"))
-        before = _cpu_ticks(client.engine_pid)
+        before = _cpu_ticks(pid_of(client))
         await asyncio.sleep(0.5)  # the time that the claim is about, not a synchronisation
-        assert _cpu_ticks(client.engine_pid) - before <= 1
+        assert _cpu_ticks(pid_of(client)) - before <= 1
 
 
 def _cpu_ticks(pid: int | None) -> int:

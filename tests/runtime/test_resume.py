@@ -17,7 +17,7 @@ from deepinfer.engine import EngineOptions
 from deepinfer.errors import EngineUnavailable, RequestAbandoned
 from deepinfer.generation import Grammar
 from deepinfer.runtime.client import EngineClient
-from tests.runtime.running import collect, raises_soon, request, running, until
+from tests.runtime.running import collect, pid_of, raises_soon, request, running, until
 
 VOCAB = 512
 STEP_US = 5_000
@@ -30,8 +30,9 @@ def counted(last: int, num_tokens: int) -> tuple[int, ...]:
 
 
 def kill(client: EngineClient, number: signal.Signals = signal.SIGKILL) -> None:
-    assert client.engine_pid is not None
-    os.kill(client.engine_pid, number)
+    pid = pid_of(client)
+    assert pid is not None
+    os.kill(pid, number)
 
 
 async def test_running_and_waiting_requests_outlive_the_engine(tmp_path: Path) -> None:

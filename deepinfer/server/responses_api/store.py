@@ -1,6 +1,6 @@
 """Responses kept for a while, so that they can be read again and gone on from.
 
-In memory of this process only, bounded by number and by size; those that nobody has asked for the
+In memory of this process, bounded by number and by size; those that nobody has asked for the
 longest are dropped first. Whoever presents another key than the one who made a response finds
 nothing under its id. The store knows no HTTP and renders nothing.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Protocol
 
 from deepinfer.server.responses_api.items import Item
 
@@ -37,6 +38,16 @@ class StoredResponse:
     def size_bytes(self) -> int:
         """At least what dropping it frees: items are shared by the responses of a conversation."""
         return len(self.rendered) + sum(len(item.model_dump_json().encode()) for item in self.input)
+
+
+class Responses(Protocol):
+    """Where responses are kept: here in this process, or where several find them."""
+
+    def put(self, response: StoredResponse) -> None: ...
+
+    def find(self, id_: str, owner: bytes) -> StoredResponse | None: ...
+
+    def delete(self, id_: str) -> None: ...
 
 
 class ResponseStore:

@@ -1,0 +1,1 @@
+"""What the API processes of one server hold in common: limits, figures and stored responses."""
