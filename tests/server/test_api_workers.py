@@ -36,7 +36,7 @@ NUM_WORKERS = 2
 WORKERS = ("--api-workers", str(NUM_WORKERS))
 STEP_US = 2_000
 ENDLESS = {"prompt": "a b c", "ignore_eos": True, "max_tokens": 4000, "stream": True}
-SHORT = {"prompt": "short"}
+SHORT = {"prompt": "short", "max_tokens": 4}
 PATH = "/v1/completions"
 KEYS = """
 anyone: key-of-anyone

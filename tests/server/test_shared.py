@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -36,16 +38,30 @@ from tests.server.test_metrics import MODEL, ROUTER, Samples, parse, value
 from tests.server.test_responses_store import OWNER, STRANGER, message, stored
 from tests.server.watched import WatchedClient, make_state
 
+Open = Callable[[Path], Ledger]
+
+
+@pytest.fixture
+def open_ledger() -> Iterator[Open]:
+    """Opens the ledger of a folder, as each process does, and closes it after the test."""
+    with ExitStack() as opened:
+
+        def open_(folder: Path) -> Ledger:
+            return opened.enter_context(closing(Ledger(folder)))
+
+        yield open_
+
+
 # Limits
 
 
 class Counting:
     """Workers of one server, each with a connection of its own, and a clock that is the test's."""
 
-    def __init__(self, folder: Path, **limits: int) -> None:
+    def __init__(self, open_ledger: Open, folder: Path, **limits: int) -> None:
         self.clock = Clock()
         self.limits = LimitsSection(**limits)
-        self.ledgers = [Ledger(folder), Ledger(folder)]
+        self.ledgers = [open_ledger(folder), open_ledger(folder)]
         self.limiters = [
             RateLimiter(SharedCounts(ledger, worker, self.clock), self.clock)
             for worker, ledger in enumerate(self.ledgers, start=1)
@@ -61,8 +77,8 @@ class Counting:
         return dict(headers)[f"x-ratelimit-{name}".encode()].decode()
 
 
-def test_requests_of_a_minute_are_counted_together(tmp_path: Path) -> None:
-    counting = Counting(tmp_path, requests_per_minute=3)
+def test_requests_of_a_minute_are_counted_together(tmp_path: Path, open_ledger: Open) -> None:
+    counting = Counting(open_ledger, tmp_path, requests_per_minute=3)
     for worker in (1, 2, 1):
         counting.enter(worker)
     counting.clock.now += 20
@@ -76,8 +92,10 @@ def test_requests_of_a_minute_are_counted_together(tmp_path: Path) -> None:
     assert counting.header(1, "remaining-requests") == "2"
 
 
-def test_running_requests_are_counted_together_and_end_with_their_process(tmp_path: Path) -> None:
-    counting = Counting(tmp_path, concurrent_requests=2, requests_per_minute=4)
+def test_running_requests_are_counted_together_and_end_with_their_process(
+    tmp_path: Path, open_ledger: Open
+) -> None:
+    counting = Counting(open_ledger, tmp_path, concurrent_requests=2, requests_per_minute=4)
     first = counting.enter(1)
     counting.enter(1)
     with pytest.raises(RateLimitExceeded, match="At most 2 requests may run"):
@@ -90,8 +108,8 @@ def test_running_requests_are_counted_together_and_end_with_their_process(tmp_pa
         counting.enter(1)
 
 
-def test_tokens_are_held_and_given_back_for_all(tmp_path: Path) -> None:
-    counting = Counting(tmp_path, tokens_per_minute=100)
+def test_tokens_are_held_and_given_back_for_all(tmp_path: Path, open_ledger: Open) -> None:
+    counting = Counting(open_ledger, tmp_path, tokens_per_minute=100)
     first, second = counting.enter(1), counting.enter(2)
     first.reserve(10, 60)
     with pytest.raises(RateLimitExceeded, match="30 are left"):
@@ -128,8 +146,10 @@ print(num_let_in, flush=True)
 """
 
 
-def test_limit_holds_exactly_while_processes_count_at_once(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
+def test_limit_holds_exactly_while_processes_count_at_once(
+    tmp_path: Path, open_ledger: Open
+) -> None:
+    ledger = open_ledger(tmp_path)
     racers = [
         subprocess.Popen(
             [sys.executable, "-c", RACE, str(tmp_path), str(worker)],
@@ -153,8 +173,8 @@ def test_limit_holds_exactly_while_processes_count_at_once(tmp_path: Path) -> No
 # Figures
 
 
-def worker_state(folder: Path, worker: int) -> tuple[ServerState, WatchedClient]:
-    shelf = FigureShelf(Ledger(folder), worker)
+def worker_state(ledger: Ledger, folder: Path, worker: int) -> tuple[ServerState, WatchedClient]:
+    shelf = FigureShelf(ledger, worker)
     return make_state(folder / f"echo-{worker}", shelf=shelf)
 
 
@@ -167,8 +187,10 @@ def save(state: ServerState) -> None:
     make_collector(state.engines, state.meter, state.shelf).save()
 
 
-def test_whoever_is_asked_adds_up_what_all_have_counted(tmp_path: Path) -> None:
-    (first, _), (second, _) = (worker_state(tmp_path, worker) for worker in (1, 2))
+def test_whoever_is_asked_adds_up_what_all_have_counted(tmp_path: Path, open_ledger: Open) -> None:
+    (first, _), (second, _) = (
+        worker_state(open_ledger(tmp_path), tmp_path, worker) for worker in (1, 2)
+    )
     for state, num_tokens in ((first, 30), (second, 12)):
         meter = state.engines.default.meter
         meter.prompt_tokens = num_tokens
@@ -189,8 +211,8 @@ def test_whoever_is_asked_adds_up_what_all_have_counted(tmp_path: Path) -> None:
     assert scrape(first).keys() == samples.keys()
 
 
-def test_what_the_engine_says_is_said_once(tmp_path: Path) -> None:
-    workers = [worker_state(tmp_path, worker) for worker in (1, 2)]
+def test_what_the_engine_says_is_said_once(tmp_path: Path, open_ledger: Open) -> None:
+    workers = [worker_state(open_ledger(tmp_path), tmp_path, worker) for worker in (1, 2)]
     for _, engine in workers:
         engine.load, engine.num_restarts, engine.num_resumed = Load(3, 2, 40), 1, 4
     save(workers[0][0])
@@ -203,12 +225,12 @@ def test_what_the_engine_says_is_said_once(tmp_path: Path) -> None:
     assert value(samples, "deepinfer_requests_resumed_total") == 8
 
 
-def test_counters_never_fall_when_processes_die(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
-    survivor, _ = worker_state(tmp_path, 100)
+def test_counters_never_fall_when_processes_die(tmp_path: Path, open_ledger: Open) -> None:
+    ledger = open_ledger(tmp_path)
+    survivor, _ = worker_state(open_ledger(tmp_path), tmp_path, 100)
     told = 0.0
     for worker in range(1, 4):
-        dying, _ = worker_state(tmp_path, worker)
+        dying, _ = worker_state(open_ledger(tmp_path), tmp_path, worker)
         dying.engines.default.meter.prompt_tokens = 10
         dying.meter.num_open_streams = 1
         # It has told somebody, and has no time for anything else.
@@ -226,8 +248,8 @@ def test_counters_never_fall_when_processes_die(tmp_path: Path) -> None:
 # Stored responses
 
 
-def test_response_is_found_whoever_made_it(tmp_path: Path) -> None:
-    one, other = (SharedResponses(Ledger(tmp_path)) for _ in range(2))
+def test_response_is_found_whoever_made_it(tmp_path: Path, open_ledger: Open) -> None:
+    one, other = (SharedResponses(open_ledger(tmp_path)) for _ in range(2))
     one.put(stored("a", "hi"))
     assert other.find("a", OWNER) == stored("a", "hi")
     assert other.find("a", STRANGER) is None
@@ -236,10 +258,12 @@ def test_response_is_found_whoever_made_it(tmp_path: Path) -> None:
     assert one.find("a", OWNER) is None
 
 
-def test_number_and_size_of_responses_are_bounded_over_all(tmp_path: Path) -> None:
+def test_number_and_size_of_responses_are_bounded_over_all(
+    tmp_path: Path, open_ledger: Open
+) -> None:
     def drop_from(folder: Path, **bounds: int) -> Counter[str]:
         folder.mkdir()
-        one, other = (SharedResponses(Ledger(folder), **bounds) for _ in range(2))
+        one, other = (SharedResponses(open_ledger(folder), **bounds) for _ in range(2))
         one.put(stored("a", "x" * 1000))
         other.put(stored("b", "x" * 1000))
         assert one.find("a", OWNER) is not None
@@ -250,12 +274,12 @@ def test_number_and_size_of_responses_are_bounded_over_all(tmp_path: Path) -> No
     kept = {"a": 1, "c": 1}
     assert drop_from(tmp_path / "number", max_responses=2) == kept
     assert drop_from(tmp_path / "size", max_bytes=2 * size) == kept
-    alone = SharedResponses(Ledger(tmp_path), max_bytes=size)
+    alone = SharedResponses(open_ledger(tmp_path), max_bytes=size)
     alone.put(stored("large", "x" * 3000))
     assert len(alone) == 0
 
 
-def test_every_kind_of_item_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_every_kind_of_item_comes_back_as_it_was(tmp_path: Path, open_ledger: Open) -> None:
     input_: tuple[Item, ...] = (
         message("🎉"),
         FunctionCallItem(id="fc_1", call_id="c", name="f", arguments="{}"),
@@ -266,5 +290,5 @@ def test_every_kind_of_item_comes_back_as_it_was(tmp_path: Path) -> None:
         MessageItem(id="msg_2", role="assistant", content=[OutputText(text="yes")]),
     )
     response = StoredResponse("a", OWNER, b"{}", input_, output)
-    SharedResponses(Ledger(tmp_path)).put(response)
-    assert SharedResponses(Ledger(tmp_path)).find("a", OWNER) == response
+    SharedResponses(open_ledger(tmp_path)).put(response)
+    assert SharedResponses(open_ledger(tmp_path)).find("a", OWNER) == response
