@@ -17,7 +17,6 @@ from deepinfer.device import Gpu
 from deepinfer.engine import FAILED, READY, RESTARTING, EngineStatus
 from deepinfer.generation import FinishReason, GenerationRequest, TokenChunk
 from deepinfer.manifest import EngineFolder
-from deepinfer.runtime.call import Terms
 from deepinfer.runtime.client import EngineClient
 from deepinfer.server.app import create_app
 from deepinfer.server.engines import EngineCatalog, ServedEngine
@@ -26,6 +25,7 @@ from deepinfer.server.state import ServerState
 from deepinfer.text.chat_template import ChatTemplate
 from deepinfer.text.tokenizer import Tokenizer
 from tests.server.serving import make_echo_engine
+from tests.server.watched import GeneratingCalls
 
 RTX_5090 = Gpu(
     index=0,
@@ -44,7 +44,7 @@ Chunks = AsyncGenerator[list[TokenChunk], None]
 Generate = Callable[[Sequence[GenerationRequest]], Chunks]
 
 
-class ScriptedClient:
+class ScriptedClient(GeneratingCalls):
     """An engine client that does whatever a test says."""
 
     def __init__(
@@ -55,12 +55,9 @@ class ScriptedClient:
         cancel: Callable[[Sequence[str]], None],
     ) -> None:
         self.manifest = folder.manifest
-        self._generate = generate
+        self.generate = lambda requests, terms: generate(requests)
         self.status = status
         self.cancel = cancel
-
-    def generate(self, requests: Sequence[GenerationRequest], terms: Terms) -> Chunks:
-        return self._generate(requests)
 
 
 async def answer_nothing(requests: Sequence[GenerationRequest]) -> Chunks:

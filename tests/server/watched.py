@@ -40,21 +40,10 @@ async def answer_in_three(requests: Sequence[GenerationRequest], terms: Any = No
         yield [TokenChunk(request.request_id, (token_id,), reason) for request in requests]
 
 
-@dataclass
-class WatchedClient:
-    """What the server reads of an engine client."""
+class GeneratingCalls:
+    """Hands out calls as an engine client does, with the chunks of a generator of its own."""
 
-    manifest: EngineManifest
     generate: Generate
-    status: EngineStatus = EngineStatus(READY, 100)
-    load: Load = Load()
-    capacity: Capacity | None = None
-    num_restarts: int = 0
-    num_resumed: int = 0
-    cancelled: list[str] = field(default_factory=list)
-
-    def cancel(self, request_ids: Sequence[str]) -> None:
-        self.cancelled += request_ids
 
     @contextmanager
     def call(
@@ -75,8 +64,25 @@ class WatchedClient:
                         call.deliver(chunk)
                     call.flush()
                     await asyncio.sleep(0)  # whoever waits reads it before the next step
-        except RequestError as error:
-            call.fail(error)
+        except Exception as error:
+            call.fail(cast(RequestError, error))  # or what nobody has foreseen
+
+
+@dataclass
+class WatchedClient(GeneratingCalls):
+    """What the server reads of an engine client."""
+
+    manifest: EngineManifest
+    generate: Generate
+    status: EngineStatus = EngineStatus(READY, 100)
+    load: Load = Load()
+    capacity: Capacity | None = None
+    num_restarts: int = 0
+    num_resumed: int = 0
+    cancelled: list[str] = field(default_factory=list)
+
+    def cancel(self, request_ids: Sequence[str]) -> None:
+        self.cancelled += request_ids
 
 
 def make_state(
