@@ -11,6 +11,7 @@ import logging
 import signal
 import socket
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,13 @@ from deepinfer.runtime.client import EngineClient
 from deepinfer.runtime.keeper import EngineKeeper
 from deepinfer.runtime.lives import Lives
 from deepinfer.server.keys import KeyRing
-from deepinfer.server.lifetime import FLUSH_TIMEOUT_S, StopSignals, close_engines, load_and_wait
+from deepinfer.server.lifetime import (
+    FLUSH_TIMEOUT_S,
+    StopSignals,
+    close_engines,
+    load_and_wait,
+    start_engines,
+)
 from deepinfer.server.offer import Offer, OfferedEngine, make_state
 from deepinfer.server.orders import (
     EngineOrder,
@@ -58,6 +65,7 @@ class Front:
 
     async def serve(self, listeners: Sequence[socket.socket], announce: Callable[[], None]) -> None:
         """Run until a signal comes and all is drained, as `lifetime.serve` does."""
+        started_at = time.monotonic()
         signals = StopSignals(self.state)
         signals.install()
         pool = WorkerPool(self._config.server.api_workers, listeners, self._make_orders, self._bury)
@@ -65,7 +73,8 @@ class Front:
         running = asyncio.create_task(pool.run())
         running.add_done_callback(lambda _: signals.first.set())
         try:
-            await load_and_wait(self.state, signals, announce)
+            await start_engines(self.state)
+            await load_and_wait(self.state, signals, announce, started_at)
         finally:
             try:
                 await self._end(pool, running, signals)

@@ -94,14 +94,18 @@ async def serve(
     `are_started` says that the engines' clients have been started already. Raises BackendError when
     no engine can be loaded; of several, those that can are served.
     """
+    started_at = time.monotonic()
     signals = StopSignals(state)
     signals.install()
     _reload_keys_on_hangup(state)
+    if not are_started:
+        # Engines load in processes of their own, beside the making of the application.
+        await start_engines(state)
     server = _make_server(state, tls)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     serving.add_done_callback(lambda _: signals.first.set())
     try:
-        await load_and_wait(state, signals, announce, are_started=are_started)
+        await load_and_wait(state, signals, announce, started_at)
     finally:
         await _drain(state, signals)
         server.should_exit = True
@@ -130,15 +134,20 @@ def _make_server(state: ServerState, tls: ssl.SSLContext | None) -> _HttpServer:
     return _HttpServer(config)
 
 
+async def start_engines(state: ServerState) -> None:
+    """Start their processes and return at once."""
+    for engine in state.engines:
+        await engine.client.start()
+
+
 async def load_and_wait(
-    state: ServerState,
-    signals: StopSignals,
-    announce: Callable[[], None],
-    *,
-    are_started: bool = False,
+    state: ServerState, signals: StopSignals, announce: Callable[[], None], started_at: float
 ) -> None:
-    """Call `announce` when the engines are ready, and return when a signal has come."""
-    loading = asyncio.create_task(_load(state, are_started))
+    """Call `announce` when the started engines are ready; return when a signal has come.
+
+    `started_at` is by the monotonic clock, for the log to say how long it took.
+    """
+    loading = asyncio.create_task(_load(state, started_at))
     stopping = asyncio.create_task(signals.first.wait())
     try:
         await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -151,12 +160,8 @@ async def load_and_wait(
         stopping.cancel()
 
 
-async def _load(state: ServerState, are_started: bool) -> None:
-    started_at = time.monotonic()
+async def _load(state: ServerState, started_at: float) -> None:
     clients = [engine.client for engine in state.engines]
-    if not are_started:
-        for client in clients:
-            await client.start()
     failures = await asyncio.gather(*map(_wait_ready, clients))
     first_failure = failures[0]
     if first_failure is not None and all(failures):
