@@ -17,7 +17,7 @@ KEY = "sk-bench"
 @pytest.fixture(scope="module")
 def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("engines")
-    make_echo_engine(folder / "echo")
+    make_echo_engine(folder / "echo", step_us=2_000)  # so that tokens come one at a time
     return folder
 
 
