@@ -62,7 +62,8 @@ class Measured:
 
 
 class Contender(Protocol):
-    """`install` and `start` raise Unavailable; `stop` may come after either, and more than once."""
+    """`prepare` does what takes long and is kept, such as installing. It and `start` raise
+    Unavailable; `stop` may come after either, and more than once."""
 
     name: str
     precision: str
@@ -71,7 +72,7 @@ class Contender(Protocol):
     @property
     def version(self) -> str: ...
 
-    def install(self) -> None: ...
+    def prepare(self, model: Model) -> None: ...
 
     def start(self, model: Model) -> None: ...
 

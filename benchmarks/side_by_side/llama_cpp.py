@@ -27,25 +27,28 @@ class LlamaCpp(HttpContender):
     def version(self) -> str:
         return self._environment.version("llama-cpp-python")
 
-    def install(self) -> None:
+    def prepare(self, model: Model) -> None:
         self._environment.install()
+        self._convert(model.checkpoint)
 
     def command(self, model: Model, port: int) -> list[str]:
         return [
             *(str(self._environment.python), "-m", "llama_cpp.server"),
-            *("--model", str(self._convert(model.checkpoint)), "--port", str(port)),
+            *("--model", str(self._gguf(model.checkpoint)), "--port", str(port)),
             *("--n_ctx", str(model.max_seq_len), "--interrupt_requests", "false"),
         ]
 
-    def _convert(self, checkpoint: Path) -> Path:
-        """The checkpoint as llama.cpp reads it, made on first use."""
-        path = checkpoint / f"{self.precision}.gguf"
-        if not path.exists():
-            script = Path(__file__).with_name("to_gguf.py")
-            unfinished = path.with_suffix(".part")
-            command = [str(self._environment.python), str(script), str(checkpoint), str(unfinished)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode != 0:
-                raise Unavailable(f"no GGUF: {find_reason(done.stderr)}")
-            unfinished.rename(path)
-        return path
+    def _gguf(self, checkpoint: Path) -> Path:
+        return checkpoint / f"{self.precision}.gguf"
+
+    def _convert(self, checkpoint: Path) -> None:
+        path = self._gguf(checkpoint)
+        if path.exists():
+            return
+        unfinished = path.with_suffix(".part")
+        script = Path(__file__).with_name("to_gguf.py")
+        command = [str(self._environment.python), str(script), str(checkpoint), str(unfinished)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise Unavailable(f"no GGUF: {find_reason(done.stderr)}")
+        unfinished.rename(path)

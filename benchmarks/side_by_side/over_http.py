@@ -42,7 +42,7 @@ class HttpContender:
         self._child: Child | None = None
         self._known: Acquaintance | None = None
 
-    def install(self) -> None:
+    def prepare(self, model: Model) -> None:
         """Nothing, where it is a part of this project's own environment."""
 
     def command(self, model: Model, port: int) -> list[str]:

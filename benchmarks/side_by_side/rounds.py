@@ -50,13 +50,13 @@ class Field:
 
 @contextmanager
 def started(contenders: Sequence[Contender], model: Model, say: Say) -> Iterator[Field]:
-    """All that can be installed and started, until the end of the block."""
+    """All that can be prepared and started, until the end of the block."""
     taking_part = Field()
     try:
         for contender in contenders:
             say(f"starting {contender.name}")
             try:
-                contender.install()
+                contender.prepare(model)
                 contender.start(model)
             except Unavailable as reason:
                 say(f"  {contender.name}: {reason}")

@@ -47,7 +47,7 @@ class Scripted:
         self._order, self._rate = order, rate
         self._missing, self._short_at = missing, short_at
 
-    def install(self) -> None:
+    def prepare(self, model: Model) -> None:
         if self._missing:
             raise Unavailable(self._missing)
 
