@@ -50,9 +50,9 @@ docs: $(VENV)/.installed-dev ## write docs/cli.md and the tables of docs/api.md 
 bench: $(VENV)/.installed-dev ## measure DeepInfer beside its peers for half an hour, into BENCH_OUTPUT (ARGS: --help)
 	$(BIN)/python -m benchmarks.side_by_side --output $(BENCH_OUTPUT) --pip-args='$(PIP_ARGS)' $(ARGS)
 
-clean: ## remove caches and built packages; .venv and engines stay
+clean: ## remove caches and built packages; .venv, .bench and engines stay
 	rm -rf dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+	find . \( -path ./$(VENV) -o -path ./.bench \) -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

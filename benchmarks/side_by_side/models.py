@@ -60,4 +60,10 @@ def build(checkpoint: Path, engine: Path, recipe: Recipe) -> None:
     command += ["--output", str(engine.parent), "--name", engine.name]
     command += ["--precision", recipe.precision, "--max-seq-len", str(recipe.max_seq_len)]
     command += ["--max-batch-size", str(recipe.max_streams)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    note_path(engine).write_text(done.stdout)
+
+
+def note_path(engine: Path) -> Path:
+    """Where what `build` said of an engine is kept, which is made once and measured often."""
+    return engine.with_name(f"{engine.name}.txt")

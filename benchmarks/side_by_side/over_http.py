@@ -42,6 +42,10 @@ class HttpContender:
         self._child: Child | None = None
         self._known: Acquaintance | None = None
 
+    @property
+    def version(self) -> str:
+        raise NotImplementedError
+
     def prepare(self, model: Model) -> None:
         """Nothing, where it is a part of this project's own environment."""
 

@@ -26,6 +26,10 @@ class PipeContender:
         self._child: Child | None = None
         self._tokenizer: Tokenizer | None = None
 
+    @property
+    def version(self) -> str:
+        raise NotImplementedError
+
     def prepare(self, model: Model) -> None:
         """Nothing, where it is a part of this project's own environment."""
 

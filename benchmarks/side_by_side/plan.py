@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.side_by_side.alone import measure_decode, measure_start, quote_script
+from benchmarks.side_by_side.api_process import measure_events_cost
 from benchmarks.side_by_side.bare_openvino import BarePipeline
 from benchmarks.side_by_side.comparison import Comparison, compare
 from benchmarks.side_by_side.contender import Contender, Unavailable
@@ -124,7 +125,13 @@ def measure_decoding(setup: Setup, budget_s: float) -> Part:
 
 
 def measure_starting(setup: Setup, budget_s: float) -> Part:
-    return measure_start(1 if setup.is_quick else 5, setup.logs, budget_s)
+    model = make_model(SHAPED, setup.models)
+    return measure_start(model, 1 if setup.is_quick else 5, setup.logs, budget_s)
+
+
+def measure_api_process(setup: Setup, budget_s: float) -> Part:
+    streams, tokens, num_rounds = (8, 20, 1) if setup.is_quick else (256, 250, 5)
+    return measure_events_cost(streams, tokens, num_rounds, budget_s, setup.logs, setup.say)
 
 
 def quote_quality(setup: Setup, budget_s: float) -> Part:
@@ -145,11 +152,12 @@ def quote_large_bodies(setup: Setup, budget_s: float) -> Part:
 
 
 STEPS = (
-    Step("http", 8 * 60, compare_http),
+    Step("http", 7.5 * 60, compare_http),
     Step("peers", 10 * 60, compare_peers),
-    Step("events", 3 * 60, compare_events),
+    Step("events", 2.5 * 60, compare_events),
     Step("decode", 90, measure_decoding),
     Step("start", 60, measure_starting),
+    Step("api", 90, measure_api_process),
     Step("quality", 4 * 60, quote_quality),
     Step("disconnects", 60, quote_disconnects),
     Step("bodies", 60, quote_large_bodies),

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.side_by_side import plan, report
-from benchmarks.side_by_side.alone import compact, run_script
+from benchmarks.side_by_side.alone import compact, read_cost, run_script
+from benchmarks.side_by_side.api_process import describe
+from benchmarks.side_by_side.bare_asgi import EVENT, app
 from benchmarks.side_by_side.comparison import Comparison, compare
 from benchmarks.side_by_side.contender import Load, Measured, Model, Unavailable, check_count
 from benchmarks.side_by_side.environment import Environment, find_reason
@@ -212,6 +216,34 @@ def test_script_that_fails_or_takes_too_long_is_left_out() -> None:
 def test_json_of_a_script_is_shown_a_line_a_field() -> None:
     assert compact('{\n "a": 1,\n "b": [2]\n}') == "a: 1\nb: [2]"
     assert compact("| a |") == "| a |"
+
+
+def test_cost_of_a_build_is_read_from_its_last_words() -> None:
+    said = "seal\nbuilt `a/b` in 83.7 s, peak memory 2.3 GiB, 483 MiB on disk\nserve it: ..."
+    assert read_cost(said) == "83.7 s, peak memory 2.3 GiB"
+    assert read_cost("") == "-"
+
+
+def test_cost_of_an_event_is_told_as_a_ratio_first() -> None:
+    turns = [{"ours": 40.0, "bare": 20.0}, {"ours": 60.0, "bare": 20.0}]
+    text = describe(256, turns, ["ours", "bare"]).text
+    assert "ours takes 2.50 (2.00 to 3.00) times what the bare takes" in text
+    assert "| ours | 50.0 (40.0 to 60.0) |" in text
+
+
+async def test_bare_application_sends_an_event_a_token() -> None:
+    sent: list[Mapping[str, Any]] = []
+
+    async def send(message: Mapping[str, Any]) -> None:
+        sent.append(message)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b'{"max_tokens": 2, "stream": true}'}
+
+    await app({"type": "http", "method": "POST", "path": "/v1/completions"}, receive, send)
+    bodies = [message["body"] for message in sent[1:]]
+    assert bodies[:2] == [EVENT, EVENT] and len(bodies) == 3
+    assert b'"completion_tokens":2' in bodies[2] and bodies[2].endswith(b"data: [DONE]\n\n")
 
 
 def make_setup(folder: Path) -> Setup:
