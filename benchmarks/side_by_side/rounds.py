@@ -21,7 +21,7 @@ from benchmarks.side_by_side.contender import (
     check_count,
 )
 
-WARM_UP_TOKENS = 8
+WARM_UP_TOKENS = 2  # a step of prompts and one of decoding: each shape has kernels of its own
 Say = Callable[[str], None]
 Seen = dict[int, list[dict[str, Measured]]]  # by streams and contender, a dictionary a turn
 
