@@ -1,7 +1,7 @@
 """The least that can stream from our HTTP server: an ASGI application with events made beforehand.
 
 Sends an event to every stream in each step, as the API process does with an engine behind it, and
-does nothing else: no engine, no text, no limits. `python -m uvicorn benchmarks...bare_asgi:app`.
+does nothing else: no engine, no text, no limits. uvicorn serves it as `bare_asgi:app`.
 """
 
 from __future__ import annotations
