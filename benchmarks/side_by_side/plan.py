@@ -179,7 +179,8 @@ def run_steps(steps: Sequence[Step], setup: Setup, add: Callable[[Part], None]) 
     """Each in turn, unless what is left of the half hour does not suffice for it."""
     end_at = time.monotonic() + RUN_BUDGET_S
     for step in steps:
-        left_s = end_at - time.monotonic()
+        started_at = time.monotonic()
+        left_s = end_at - started_at
         if left_s < step.budget_s:
             reason = f"{step.budget_s:.0f} s are planned for it, and {left_s:.0f} s were left"
             add(Part(title=step.name, text=f"Left out: {reason}."))
@@ -189,3 +190,5 @@ def run_steps(steps: Sequence[Step], setup: Setup, add: Callable[[Part], None]) 
             add(step.run(setup, step.budget_s))
         except Unavailable as reason:
             add(Part(title=step.name, text=f"Left out: {reason}."))
+        taken_s = time.monotonic() - started_at
+        setup.say(f"{step.name} took {taken_s:.0f} of {step.budget_s:.0f} s")
