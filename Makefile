@@ -5,13 +5,14 @@ PYTHON ?= python3
 PORT ?= 8000
 ARGS ?=
 PIP_ARGS ?=
+BENCH_OUTPUT ?= .bench/results
 
 VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test check lint format-check types scripts format docs clean
+.PHONY: help serve test check lint format-check types scripts format docs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,9 +47,12 @@ docs: $(VENV)/.installed-dev ## write docs/cli.md and the tables of docs/api.md 
 	$(BIN)/python tools/make_cli_docs.py
 	$(BIN)/python tools/make_api_docs.py
 
-clean: ## remove caches and built packages; .venv and engines stay
+bench: $(VENV)/.installed-dev ## measure DeepInfer beside its peers for half an hour, into BENCH_OUTPUT (ARGS: --help)
+	$(BIN)/python -m benchmarks.side_by_side --output $(BENCH_OUTPUT) --pip-args='$(PIP_ARGS)' $(ARGS)
+
+clean: ## remove caches and built packages; .venv, .bench and engines stay
 	rm -rf dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+	find . \( -path ./$(VENV) -o -path ./.bench \) -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,7 @@ def agreement(answers: Sequence[Sequence[int]], reference: Sequence[Sequence[int
     return sum(a == r for a, r in zip(answers, reference, strict=True)) / len(reference)
 
 
+@cache
 def build(output: Path, precision: str) -> EngineFolder:
     subprocess.run(
         [sys.executable, "-m", "deepinfer", "build", "--model", "sample", "--output", str(output)]

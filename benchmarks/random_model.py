@@ -7,6 +7,7 @@ of tokens, each with a text of its own, so that detokenising and streaming cost 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +26,31 @@ NUM_BYTES = 256
 EOS = NUM_BYTES
 
 
-def make_random_checkpoint(folder: Path) -> None:
-    """Write the checkpoint into `folder`, about 1 GB of bfloat16; keep one that is there."""
+def make_random_checkpoint(folder: Path, shape: Mapping[str, Any] | None = None) -> None:
+    """Write the checkpoint into `folder`, about 1 GB of bfloat16; keep one that is there.
+
+    `shape` says what differs from `SHAPE`.
+    """
     if (folder / "model.safetensors").exists():
         return
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
-    config = Qwen2Config(**SHAPE, eos_token_id=EOS, bos_token_id=None, dtype="bfloat16")
+    fields = SHAPE | dict(shape or {})
+    config = Qwen2Config(**fields, eos_token_id=EOS, bos_token_id=None, dtype="bfloat16")
     model = Qwen2ForCausalLM(config).to(torch.bfloat16)
     model.save_pretrained(folder)
-    _write_tokenizer(folder)
+    _write_tokenizer(folder, fields["vocab_size"])
 
 
-def _write_tokenizer(folder: Path) -> None:
+def _write_tokenizer(folder: Path, vocab_size: int) -> None:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {char: i for i, char in enumerate(alphabet)}
     vocab["<|end|>"] = EOS
-    vocab |= {f"Ġw{i}": i for i in range(EOS + 1, SHAPE["vocab_size"])}
+    vocab |= {f"Ġw{i}": i for i in range(EOS + 1, vocab_size)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

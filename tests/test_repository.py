@@ -71,7 +71,9 @@ def test_page_of_the_command_line_is_what_make_docs_writes() -> None:
     assert PAGE.read_text(encoding="utf-8") == render_page(), "run `make docs`"
 
 
-@pytest.mark.parametrize("target", ["serve", "test", "check", "scripts", "docs", "clean", "help"])
+@pytest.mark.parametrize(
+    "target", ["serve", "test", "check", "scripts", "docs", "bench", "clean", "help"]
+)
 def test_make_knows_the_target(target: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
