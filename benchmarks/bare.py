@@ -1,4 +1,4 @@
-"""The bare pipeline as a contender: `bare_pipeline.py` in its process, spoken to over pipes."""
+"""`bare_pipeline.py` in its process, spoken to over pipes."""
 
 from __future__ import annotations
 
