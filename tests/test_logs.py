@@ -30,7 +30,7 @@ def restored() -> Iterator[None]:
 
 def record(message: str, *values: object, **attributes: object) -> logging.LogRecord:
     made = logging.LogRecord("deepinfer.x", logging.INFO, "x.py", 1, message, values, None)
-    made.created = MOMENT
+    made.created, made.msecs = MOMENT, 0.0
     made.__dict__.update(attributes)
     return made
 

@@ -20,7 +20,7 @@ from deepinfer.runtime.client import EngineClient
 from deepinfer.text.json_grammar import make_grammar
 from tests.backends.test_promises import make_request, run, tokens
 from tests.building import BuildEngine
-from tests.runtime.running import collect, connected
+from tests.runtime.running import collect, connected, pid_of
 
 MAX_SEQ_LEN = 256
 MAX_BATCH_SIZE = 8
@@ -246,7 +246,7 @@ async def generate_over_a_death(
 ) -> dict[str, tuple[int, ...]]:
     """Each request's tokens, of an engine that is killed once each of them has some."""
     answers: dict[str, tuple[int, ...]] = {request.request_id: () for request in requests}
-    pid = client.engine_pid
+    pid = pid_of(client)
     async for chunks in client.generate(requests):
         for chunk in chunks:
             answers[chunk.request_id] += chunk.token_ids
