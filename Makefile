@@ -22,7 +22,7 @@ serve: $(VENV)/.installed-serve ## install, build the sample engine if there is 
 	@exec $(BIN)/deepinfer serve --engine-dir engines --port $(PORT) $(ARGS)
 
 test: $(VENV)/.installed-dev ## install what tests need, run them (ARGS goes to pytest)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: lint format-check types scripts ## ruff check, ruff format --check, mypy --strict, shellcheck, hadolint
 

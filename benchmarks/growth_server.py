@@ -58,7 +58,11 @@ def serving_simulated(
     *options: str, num_engines: int = 1, slots: int = 256, step_us: int = 0
 ) -> Iterator[MeteredServer]:
     from tests.server.serving import make_echo_engine
+    from tests.text import samples
 
+    # Text that shows with every token: a prompt that is repeated has special tokens in it, and what
+    # they leave out would look like a delay.
+    script = " ".join(map(str, samples.byte_level().encode("once upon a time").ids))
     with tempfile.TemporaryDirectory() as name:
         for number in range(num_engines):
             make_echo_engine(
@@ -68,6 +72,7 @@ def serving_simulated(
                 max_batch_size=slots,
                 max_seq_len=MAX_CONTEXT,
                 step_us=step_us,
+                script=script,
             )
         with serving(Path(name), *options) as server:
             yield server

@@ -12,7 +12,7 @@ import pytest
 from tests.building import BuildEngine
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kills.py"
-NUM_KILLS = 20
+NUM_KILLS = 12
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="engines are watched by /proc")
 
 

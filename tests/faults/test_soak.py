@@ -12,7 +12,7 @@ import pytest
 from tests.building import BuildEngine
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "soak.py"
-MINUTES = 0.4
+MINUTES = 0.3
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="engines are watched by /proc")
 
 
