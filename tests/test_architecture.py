@@ -34,7 +34,7 @@ CLIENT = ["runtime.wire", "runtime.client", "runtime.call"]
 CLIENT_PARTS = [
     *("runtime.wire", "runtime.call", "runtime.connection", "runtime.flight", "runtime.hangar"),
     *("runtime.heartbeat", "runtime.supervisor", "runtime.watchdog", "runtime.gate"),
-    *("runtime.lives", "runtime.keeper", "runtime.distant"),
+    *("runtime.lives", "runtime.keeper", "runtime.distant", "runtime.traffic"),
 ]
 
 FRONT = ["front", "worker", "orders"]

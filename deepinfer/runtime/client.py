@@ -2,15 +2,15 @@
 
 All methods belong to one event loop. A step's tokens arrive as one message and are handed to each
 call once, however many sequences it has. When the engine process dies, what it held is submitted
-to the next one and goes on where it was (`flight.py`, `hangar.py`). Who starts engines is the
-keeper's business, here or in another process (`lives.py`). The client knows no text and no HTTP.
+to the next one and goes on where it was (`traffic.py`). Who starts engines is the keeper's
+business, here or in another process (`lives.py`). The client knows no text and no HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 
 from deepinfer.engine import (
@@ -28,26 +28,22 @@ from deepinfer.errors import (
     BackendError,
     EngineLoading,
     EngineUnavailable,
-    RequestError,
     ShuttingDown,
-    request_error_by_code,
 )
-from deepinfer.generation import FinishReason, GenerationRequest, TokenChunk
+from deepinfer.generation import GenerationRequest, TokenChunk
 from deepinfer.manifest import EngineFolder, EngineManifest
 from deepinfer.runtime import wire
 from deepinfer.runtime.call import DEFAULT_TERMS, Call, Terms
 from deepinfer.runtime.connection import Connection
-from deepinfer.runtime.flight import Diverged, Flight
 from deepinfer.runtime.gate import SuspectGate
 from deepinfer.runtime.hangar import RESTART_RETRY_S, Hangar
 from deepinfer.runtime.keeper import EngineKeeper
 from deepinfer.runtime.lives import Keeper, Lives
+from deepinfer.runtime.traffic import Traffic
 
 logger = logging.getLogger(__name__)
 
 LOADING_RETRY_S = 2
-# What was interrupted in other processes takes off within this time, and suspects after it.
-GATE_WAIT_S = 0.05
 
 
 class EngineClient:
@@ -69,21 +65,20 @@ class EngineClient:
         self.status = EngineStatus(STARTING)
         self.load = Load()
         self.capacity: Capacity | None = None
-        self.num_resumed = 0  # times that a running sequence went on in another life of the engine
         self.failure: wire.Failed | None = None
         self.num_ready = 0
         self.heard_at = 0.0
         self.num_chunks = 0
         self._max_failed_lives = options.resume_attempts
+        self._traffic = Traffic(
+            Hangar(options.resume_attempts, gate=gate), engine.manifest.limits.max_input_len, self
+        )
         self._gate = gate
-        self._hangar = Hangar(options.resume_attempts, gate=gate)
         self._connection: Connection | None = None
-        self._asking_again: asyncio.TimerHandle | None = None
         self._has_been_ready = False
         self._is_draining = False
         self._is_closed = False
         self._first_load = asyncio.Event()
-        self._drained = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -93,7 +88,12 @@ class EngineClient:
     @property
     def num_in_flight(self) -> int:
         """Sequences that were submitted and have not ended."""
-        return len(self._hangar)
+        return len(self._traffic)
+
+    @property
+    def num_resumed(self) -> int:
+        """Times that a running sequence went on in another life of the engine."""
+        return self._traffic.num_resumed
 
     @property
     def is_connected(self) -> bool:
@@ -142,38 +142,27 @@ class EngineClient:
         first thing that the call has to say.
         """
         self._check_accepting()
-        call = Call(terms)
-        max_input_len = self.manifest.limits.max_input_len
-        for request in requests:
-            self._hangar.launch(Flight(request, call, max_input_len))
-        self._send(wire.Submit(tuple(requests), terms.tenant, terms.priority))
-        try:
-            with call.limits():
-                yield call
-        finally:
-            self._remove(request.request_id for request in requests)
+        with self._traffic.carry(requests, terms) as call:
+            yield call
 
     def cancel(self, request_ids: Sequence[str]) -> None:
         """End some sequences of a running `generate` early; each gets one last chunk, CANCELLED.
 
         An id that has ended already, or never was, is passed over.
         """
-        for flight in self._remove(request_ids):
-            name = flight.request.request_id
-            flight.call.deliver(TokenChunk(name, finish_reason=FinishReason.CANCELLED))
-            flight.call.flush()
+        self._traffic.cancel(request_ids)
 
     async def close(self, timeout_s: float) -> None:
         """Take no more work, give running requests up to `timeout_s`, and end an own engine."""
         self._is_draining = True
-        if self.num_in_flight:
-            self._drained.clear()
-            try:
-                await asyncio.wait_for(self._drained.wait(), timeout_s)
-            except TimeoutError:
-                logger.warning("%d sequences did not finish in time", self.num_in_flight)
+        try:
+            await asyncio.wait_for(self._traffic.wait_drained(), timeout_s)
+        except TimeoutError:
+            logger.warning("%d sequences did not finish in time", self.num_in_flight)
         self._is_closed = True
-        self._fail_all(ShuttingDown("The server is shutting down", retry_after_s=RESTART_RETRY_S))
+        self._traffic.close(
+            ShuttingDown("The server is shutting down", retry_after_s=RESTART_RETRY_S)
+        )
         self.status = EngineStatus(STOPPED)
         await self.keeper.close()
         tasks = tuple(self._tasks)
@@ -190,7 +179,7 @@ class EngineClient:
 
     def ping(self) -> None:
         """Have the engine say that it is there."""
-        self._send(wire.Ping())
+        self.send(wire.Ping())
 
     def _check_accepting(self) -> None:
         if self._is_draining:
@@ -209,45 +198,10 @@ class EngineClient:
             retry_after_s=LOADING_RETRY_S,
         )
 
-    def _send(self, message: wire.ToEngine) -> None:
+    def send(self, message: wire.ToEngine) -> None:
+        """Or nothing, where there is no engine; then its end has been told, or will be."""
         if self._connection is not None:
             self._connection.send(message)
-
-    def _remove(self, request_ids: Iterable[str]) -> list[Flight]:
-        """Forget requests, here and in the engine. Returns those that had not ended."""
-        flights = [self._hangar.find(request_id) for request_id in request_ids]
-        removed = [flight for flight in flights if flight is not None]
-        airborne = [flight.wire_id for flight in removed if self._hangar.is_airborne(flight)]
-        if airborne:
-            self._send(wire.Cancel(tuple(airborne)))
-        for flight in removed:
-            self._hangar.remove(flight)
-        self._note_departures()
-        return removed
-
-    def _note_departures(self) -> None:
-        """Requests have ended: others may take off, or all is drained."""
-        self._resume()
-        if not self.num_in_flight:
-            self._drained.set()
-
-    def _resume(self, *, has_waited: bool = False) -> None:
-        """Submit what an earlier life of the engine has left, as far as it may run now."""
-        if not self.status.is_ready:
-            return
-        for flight, request in self._hangar.take_off(others_have_gone=has_waited):
-            self.num_resumed += flight.num_interruptions > 0
-            terms = flight.call.terms
-            self._send(wire.Submit((request,), terms.tenant, terms.priority, is_resumed=True))
-        if self._hangar.must_ask_again and self._asking_again is None:
-            loop = asyncio.get_running_loop()
-            self._asking_again = loop.call_later(GATE_WAIT_S, self._ask_again)
-
-    def _ask_again(self) -> None:
-        """Nobody says when the requests of other processes have gone, or have been seen to live."""
-        self._asking_again = None
-        if not self._is_closed:
-            self._resume(has_waited=True)
 
     async def _connect(self) -> None:
         # Between two lives of the engine this waits in the socket's backlog for the next one.
@@ -274,11 +228,12 @@ class EngineClient:
         self.heard_at = asyncio.get_running_loop().time()
         match message:
             case wire.Step():
-                self._on_step(message)
+                self.load = message.load
+                self._traffic.on_step(message)
             case wire.Admitted():
-                self._on_admitted(message)
+                self._traffic.on_admitted(message)
             case wire.Rejected():
-                self._on_rejected(message)
+                self._traffic.on_rejected(message)
             case wire.Progress():
                 self._on_progress(message)
             case wire.Ready():
@@ -296,7 +251,7 @@ class EngineClient:
         if self._has_been_ready:
             self.status = EngineStatus(RESTARTING, message=self._failure_text)
         self.load = Load()
-        self._ground(self._hangar.airborne)
+        self._traffic.ground()
         self._spawn(self._reconnect())
 
     def on_lives(self, lives: Lives) -> None:
@@ -314,7 +269,7 @@ class EngineClient:
         # Requests do not wait for ever for an engine that does not come up again.
         if lives.num_failed > self._max_failed_lives + 1:
             text = f"The engine ended and cannot be started again: {self._failure_text}"
-            self._fail_all(EngineUnavailable(text))
+            self._traffic.fail_all(EngineUnavailable(text))
 
     @property
     def _failure_text(self) -> str | None:
@@ -332,80 +287,4 @@ class EngineClient:
         self.num_ready += 1
         self._has_been_ready = True
         self._first_load.set()
-        self._resume()
-
-    def _on_admitted(self, message: wire.Admitted) -> None:
-        for wire_id in message.request_ids:
-            flight = self._hangar.find_airborne(wire_id)
-            if flight is not None:
-                flight.is_admitted = True
-                flight.call.admit()
-
-    def _on_step(self, message: wire.Step) -> None:
-        self.load = message.load
-        interrupted: list[Flight] = []
-        calls: list[Call] = []  # with something new
-        find_airborne = self._hangar.find_airborne
-        for chunk in message.chunks:
-            # A request that was cancelled a moment ago may still have tokens under way.
-            flight = find_airborne(chunk.request_id)
-            if flight is None:
-                continue
-            if chunk.finish_reason is FinishReason.INTERRUPTED:
-                interrupted.append(flight)
-            elif self._deliver(flight, chunk):
-                calls.append(flight.call)
-        for call in calls:
-            call.flush()
-        if interrupted:
-            self._ground(interrupted)
-            self._resume()
-
-    def _deliver(self, flight: Flight, chunk: TokenChunk) -> bool:
-        """Whether the flight's call is to be flushed for it."""
-        was_unproven = flight.is_unproven
-        try:
-            new = flight.accept(chunk)
-        except Diverged:
-            self._divert(flight)
-            return False
-        if new is None:
-            return False
-        is_first = flight.call.deliver(new)
-        if new.finish_reason is not None:
-            self._hangar.remove(flight)
-            self._note_departures()
-        elif was_unproven:
-            self._resume()
-        return is_first
-
-    def _divert(self, flight: Flight) -> None:
-        """A replay went another way than what the client has been sent."""
-        self._send(wire.Cancel((flight.wire_id,)))
-        if flight.can_continue:
-            self._hangar.hold(flight)
-        else:
-            self._hangar.remove(flight)
-            flight.call.fail(
-                EngineUnavailable("The engine ended, and this answer cannot be taken up again")
-            )
-        self._note_departures()
-
-    def _on_rejected(self, message: wire.Rejected) -> None:
-        error = request_error_by_code(message.code)(
-            message.message, param=message.param, retry_after_s=message.retry_after_s
-        )
-        flights = [self._hangar.find_airborne(wire_id) for wire_id in message.request_ids]
-        for call in {flight.call for flight in flights if flight is not None}:
-            call.fail(error)
-
-    def _ground(self, flights: Iterable[Flight]) -> None:
-        for flight, error in self._hangar.ground(flights):
-            logger.warning("request %s: %s", flight.request.request_id, error.message)
-            flight.call.fail(error)
-        if not self.num_in_flight:
-            self._drained.set()
-
-    def _fail_all(self, error: RequestError) -> None:
-        for call in {flight.call for flight in self._hangar}:
-            call.fail(error)
+        self._traffic.resume()

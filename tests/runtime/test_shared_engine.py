@@ -68,7 +68,7 @@ async def test_nobody_ends_or_takes_over_the_requests_of_another(tmp_path: Path)
         stream = owner.generate([request("a", (1,), 60, ignore_eos=True)])
         chunks = await anext(stream)
         await raises_soon(InternalError, collect(other, request("a")))
-        other._send(wire.Cancel(("a",)))
+        other.send(wire.Cancel(("a",)))
         chunks += [chunk async for more in stream for chunk in more]
         assert [i for chunk in chunks for i in chunk.token_ids] == list(counted(1, 60))
         assert chunks[-1].finish_reason is FinishReason.LENGTH
