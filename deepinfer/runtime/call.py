@@ -103,8 +103,8 @@ class Call:
     async def pour(self, sink: Sink) -> None:
         """Call `sink` with the chunks of each step, at once, until it wants no more.
 
-        What is delivered after that waits for the next `pour` or `receive`. Raises what `sink`
-        raises, and the error that comes instead of chunks.
+        What is delivered after that, and an error that comes, wait for the next `pour` or
+        `receive`. Raises what `sink` raises, and the error that comes instead of chunks.
         """
         self._waiter = asyncio.get_running_loop().create_future()
         self._sink = sink
@@ -113,9 +113,10 @@ class Call:
             self._wake()
         try:
             await self._waiter
+            wants_more = self._sink is not None
         finally:
             self._sink = None
-        if self._error is not None and not self._chunks:
+        if wants_more and self._error is not None:
             raise self._error
 
     def _pour_out(self, sink: Sink) -> None:

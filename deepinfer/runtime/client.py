@@ -155,10 +155,11 @@ class EngineClient:
     async def close(self, timeout_s: float) -> None:
         """Take no more work, give running requests up to `timeout_s`, and end an own engine."""
         self._is_draining = True
-        try:
-            await asyncio.wait_for(self._traffic.wait_drained(), timeout_s)
-        except TimeoutError:
-            logger.warning("%d sequences did not finish in time", self.num_in_flight)
+        if self.num_in_flight:
+            try:
+                await asyncio.wait_for(self._traffic.wait_drained(), timeout_s)
+            except TimeoutError:
+                logger.warning("%d sequences did not finish in time", self.num_in_flight)
         self._is_closed = True
         self._traffic.close(
             ShuttingDown("The server is shutting down", retry_after_s=RESTART_RETRY_S)

@@ -1,8 +1,8 @@
 """HTTP/1.1 with bounds on what comes before a body: its bytes, its fields and its time.
 
 uvicorn reads any head, however long it is and takes. What this refuses is refused before a request
-exists, so it has no id and no line in the log of requests. What uvicorn has no words for either: to
-write a part of a response at once, or to be told that the client lags. It knows no routes.
+exists, so it has no id and no line in the log of requests. It also has the outlet by which a part
+of a response is written at once, where ASGI takes a coroutine for it. It knows no routes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OUTLET_KEY = "deepinfer.outlet"
 
 
 class Outlet:
-    """Where a response that has begun may be written past ASGI, which costs a coroutine a part."""
+    """Where a response that has begun may be written past ASGI, as long as its client keeps up."""
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle

@@ -110,6 +110,16 @@ async def test_failure_ends_the_pouring_after_the_chunks_before_it(is_early: boo
     assert sink.pieces == [[1]]
 
 
+async def test_failure_waits_for_a_sink_that_has_to_be_done_with_its_chunks_first() -> None:
+    call, sink = Call(), Collector(max_pieces=1)
+    task = await pouring(call, sink)
+    step(call, 1)
+    call.fail(EngineUnavailable("It ended"))
+    await asyncio.wait_for(task, 1)
+    assert sink.pieces == [[1]]
+    await raises_soon(EngineUnavailable, call.pour(Collector()))
+
+
 async def test_cancelled_pouring_takes_no_more() -> None:
     call, sink = Call(), Collector()
     task = await pouring(call, sink)

@@ -33,6 +33,15 @@ async def test_tokens_arrive_in_order_and_end_with_eos(tmp_path: Path) -> None:
         assert answer["a"].finish_reason is FinishReason.STOP
 
 
+async def test_idle_client_closes_without_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(tmp_path) as client:
+        await collect(client, request("a"))
+        await client.close(timeout_s=0)
+    assert "in time" not in caplog.text
+
+
 async def test_requests_of_one_call_run_together(tmp_path: Path) -> None:
     async with running(tmp_path) as client:
         many = [request(str(i), (i + 2,) * (i + 1)) for i in range(20)]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator, Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from starlette.types import Message
 
+from deepinfer.errors import EngineUnavailable
+from deepinfer.generation import TokenChunk, Usage
+from deepinfer.runtime.call import Call
 from deepinfer.server.event_stream import open_stream
 from deepinfer.server.generate import Delta
 from deepinfer.server.protocol import OUTLET_KEY, Outlet, find_outlet
@@ -24,6 +29,25 @@ class Cycle:
         self.transport = SimpleNamespace(write=self.written.append)
         self.disconnected = False
         self.chunked_encoding = True
+
+
+class PouredCall:
+    """A source whose pieces are a call's tokens, as numbers."""
+
+    usage = Usage(1, 1)
+    is_over = False
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    async def deltas(self) -> AsyncGenerator[list[Delta], None]:
+        yield [Delta(0, "first", None)]
+
+    async def pour(self, sink: Callable[[list[Delta]], bool]) -> None:
+        def take(chunks: list[TokenChunk]) -> bool:
+            return sink([Delta(0, str(token), None) for c in chunks for token in c.token_ids])
+
+        await self._call.pour(take)
 
 
 def outlet_of(cycle: Cycle) -> Outlet:
@@ -48,6 +72,28 @@ def test_part_that_cannot_go_at_once_is_left_to_the_caller(obstacle: str) -> Non
 
 def test_another_server_has_no_outlet() -> None:
     assert not find_outlet({"type": "http"})(b"x")
+
+
+async def test_what_a_lagging_client_has_yet_to_be_sent_comes_before_the_failure() -> None:
+    cycle, sent, call = Cycle(), list[bytes](), Call()
+    cycle.flow.write_paused = True
+
+    async def send(message: Message) -> None:
+        sent.append(message.get("body", b""))
+
+    async def fail_after_a_token() -> None:
+        await asyncio.sleep(0)  # until it is poured
+        call.deliver(TokenChunk("r", (7,)))
+        call.flush()
+        call.fail(EngineUnavailable("It ended"))
+
+    stream = await open_stream(PouredCall(call), PlainWriter())
+    scope = {"type": "http", RECORD_KEY: RequestRecord("r"), OUTLET_KEY: outlet_of(cycle)}
+    failing = asyncio.create_task(fail_after_a_token())
+    await stream(scope, lambda: None, send)  # type: ignore[arg-type, return-value]
+    await failing
+    bodies = [body for body in sent if body]
+    assert bodies[:2] == [b"first", b"7"] and b"It ended" in bodies[2]
 
 
 async def test_client_that_lags_is_waited_for_and_nothing_is_lost() -> None:

@@ -1,7 +1,7 @@
 """GET /openapi.json: the document that describes the other routes.
 
-It is made when somebody first asks, by a thread: that takes the better part of a second, which
-neither every start nor the streams that run meanwhile shall pay for.
+It is made when somebody first asks: that takes the better part of a second, which not every start
+shall pay for. A thread makes it, so that streams go on meanwhile.
 """
 
 from __future__ import annotations
