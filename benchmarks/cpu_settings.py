@@ -19,13 +19,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bare import BarePipeline
+from bare import BarePipeline, PipelineFailed
 
 from deepinfer.device import read_machine
 
 PROMPT_LEN, LONG_PROMPT_LEN = 32, 768
 NUM_DECODED = 48  # tokens of each stream
-MANY = 16  # streams
+STREAMS = (1, 4, 16)
 TOKEN_IDS = range(300, 100_000)
 PLANNED = "as planned"
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -33,16 +33,22 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "1 thread": {"properties": {"INFERENCE_NUM_THREADS": 1}},
     "threads pinned to cores": {"properties": {"ENABLE_CPU_PINNING": True}},
     "threads not pinned": {"properties": {"ENABLE_CPU_PINNING": False}},
+    "threads share work as it comes": {"properties": {"TBB_PARTITIONER": "AUTO"}},
+    "threads share work beforehand": {"properties": {"TBB_PARTITIONER": "STATIC"}},
+    "cores reserved": {"properties": {"ENABLE_CPU_RESERVATION": True}},
     "KV cache f32": {"properties": {"KV_CACHE_PRECISION": "f32"}},
     "KV cache f16": {"properties": {"KV_CACHE_PRECISION": "f16"}},
+    "KV cache bf16": {"properties": {"KV_CACHE_PRECISION": "bf16"}},
     "activations quantised in groups of 32": {
         "properties": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 32}
     },
-    "activations quantised in groups of 128": {
-        "properties": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 128}
+    "activations quantised in groups of 448": {
+        "properties": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 448}
     },
     "activations not quantised": {"properties": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}},
     "arithmetic in bf16": {"properties": {"INFERENCE_PRECISION_HINT": "bf16"}},
+    "arithmetic in f16": {"properties": {"INFERENCE_PRECISION_HINT": "f16"}},
+    "arithmetic in f32": {"properties": {"INFERENCE_PRECISION_HINT": "f32"}},
     "128 tokens a step": {"scheduler": {"max_num_batched_tokens": 128}},
     "512 tokens a step": {"scheduler": {"max_num_batched_tokens": 512}},
     "1,024 tokens a step": {"scheduler": {"max_num_batched_tokens": 1024}},
@@ -58,9 +64,9 @@ def measure(engine: Path, overrides: Mapping[str, Any]) -> Figures:
     try:
         pipeline.run(make_prompts(1, PROMPT_LEN), 2)
         ready_at = time.perf_counter()
-        pipeline.run(make_prompts(MANY, PROMPT_LEN), 2)
+        pipeline.run(make_prompts(max(STREAMS), PROMPT_LEN), 2)
         decode = {
-            f"decode at {count}, tokens/s": _decode_rate(pipeline, count) for count in (1, MANY)
+            f"decode at {count}, tokens/s": _decode_rate(pipeline, count) for count in STREAMS
         }
         prefill_s = pipeline.run(make_prompts(1, LONG_PROMPT_LEN), 1)
         return {
@@ -108,15 +114,24 @@ def main() -> None:
     arguments = parser.parse_args()
     names = list(dict.fromkeys([PLANNED, *arguments.only]))
     runs: dict[str, list[Figures]] = {name: [] for name in names}
+    refused: dict[str, str] = {}
     for repetition in range(arguments.repetitions):
-        for name in names:
-            runs[name].append(measure(arguments.engine, VARIANTS[name]))
+        for name in [name for name in names if name not in refused]:
+            try:
+                runs[name].append(measure(arguments.engine, VARIANTS[name]))
+            except PipelineFailed as reason:
+                refused[name] = str(reason)
+                del runs[name]
+                continue
             print(f"{repetition}: {name}: {runs[name][-1]}", file=sys.stderr, flush=True)
     cpu = read_machine().cpu
     print(f"{cpu.name}, {cpu.num_threads} CPUs; medians of {arguments.repetitions}\n")
     print(show(runs))
+    for name, reason in refused.items():
+        print(f"{name}: refused, {reason}")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "settings.json").write_text(json.dumps(runs, indent=2) + "\n")
+    found = {"runs": runs, "refused": refused}
+    (arguments.output / "settings.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

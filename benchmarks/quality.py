@@ -47,11 +47,13 @@ VARIANTS = (
     Variant("fp32, f32 KV", "fp32", {}),
     Variant("fp32, u8 KV", "fp32", {"KV_CACHE_PRECISION": "u8"}),
     Variant("bf16", "bf16", {}),
+    Variant("bf16, f32 arithmetic", "bf16", {"INFERENCE_PRECISION_HINT": "f32"}),
     Variant("bf16, bf16 arithmetic", "bf16", {"INFERENCE_PRECISION_HINT": "bf16"}),
     Variant("fp16", "fp16", {}),
     Variant("int8, group 32", "int8", {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 32}),
     Variant("int8, group 128", "int8", {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 128}),
     Variant("int8, none", "int8", {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}),
+    Variant("int4, group 128", "int4", {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 128}),
     Variant("int4, group 32", "int4", {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 32}),
     Variant("int4, none", "int4", {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}),
 )

@@ -26,7 +26,7 @@ from deepinfer.logs import LogFormat
 
 ENVIRONMENT_PREFIX = "DEEPINFER_"
 
-MAX_PROMPT_LOOKUP = 16  # of which few are right; each costs a token's computing in every step
+MAX_GUESSES = 16  # of which few are right; each costs a token's computing in every step
 
 ModelName = Annotated[str, Field(min_length=1)]
 AdapterText = Annotated[str, Field(min_length=3)]
@@ -230,9 +230,17 @@ class EngineSection(Section):
     prompt_lookup: int = Field(
         default=0,
         ge=0,
-        le=MAX_PROMPT_LOOKUP,
+        le=MAX_GUESSES,
         description="Tokens that a CPU engine guesses a step from what the text said before; "
         "0: none",
+    )
+    draft_engine: Path | None = Field(
+        default=None,
+        description="Folder of a smaller CPU engine with the same tokens, which guesses tokens "
+        "for greedy requests; none: no guesses",
+    )
+    draft_tokens: int = Field(
+        default=4, ge=1, le=MAX_GUESSES, description="Tokens that the draft engine guesses a step"
     )
     tool_format: ToolFormatName = Field(
         default="auto",

@@ -18,7 +18,14 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_bytes: int | None = None  # None: as much as full batches need, within free memory
     kv_cache_fraction: float | None = None  # of the memory free at loading; None: the backend's own
     num_threads: int | None = None  # None: every CPU that the process may use
-    prompt_lookup: int = 0  # tokens that are guessed for each sequence and step
+    prompt_lookup: int = 0  # tokens a step and sequence that are guessed from the sequence itself
+    draft_engine: str | None = None  # absolute path of an engine that guesses, in place of that
+    draft_tokens: int = 0  # that it guesses
+
+    @property
+    def num_guesses(self) -> int:
+        """Tokens that are guessed for each sequence and step."""
+        return self.prompt_lookup if self.draft_engine is None else self.draft_tokens
 
 
 class Capacity(msgspec.Struct, frozen=True):

@@ -86,6 +86,8 @@ def test_every_key_can_be_given_in_the_environment() -> None:
         "engine.kv_cache_fraction": "0.75",
         "engine.num_threads": "7",
         "engine.prompt_lookup": "4",
+        "engine.draft_engine": "e",
+        "engine.draft_tokens": "3",
         "engine.tool_format": "glm-4.5",
         "logging.level": "DEBUG",
         "logging.format": "JSON",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from benchmarks.side_by_side.contender import Model
 from benchmarks.side_by_side.over_http import HttpContender
@@ -17,7 +18,12 @@ class DeepInfer(HttpContender):
     def version(self) -> str:
         return __version__
 
+    def __init__(self, logs: Path, *options: str) -> None:
+        """`options` are those of `deepinfer serve`."""
+        super().__init__(logs)
+        self._options = options
+
     def command(self, model: Model, port: int) -> list[str]:
         self.precision = read_engine(model.engine).manifest.precision
         serve = [sys.executable, "-m", "deepinfer", "serve", "--engine-dir", str(model.engine)]
-        return [*serve, "--port", str(port)]
+        return [*serve, "--port", str(port), *self._options]

@@ -18,7 +18,7 @@ from deepinfer.bench.client import BenchClient
 from deepinfer.bench.connection import ConnectionEnded
 from deepinfer.bench.probe import Acquaintance, get_acquainted
 from deepinfer.bench.serve import ServeOptions, make_plan
-from deepinfer.bench.summary import summarize
+from deepinfer.bench.summary import Summary, summarize
 from deepinfer.bench.target import parse_url
 from deepinfer.bench.worker import run_async, run_shares
 from deepinfer.errors import BenchError
@@ -65,6 +65,12 @@ class HttpContender:
 
     def measure(self, load: Load) -> Measured:
         """All prompts at once, each on a connection of its own, read as they stream."""
+        summary = self.answer(load, load.streams)
+        num_events = round(summary.events_per_s * summary.elapsed_s)
+        return Measured(summary.num_output_tokens or 0, summary.elapsed_s, num_events)
+
+    def answer(self, load: Load, num_requests: int) -> Summary:
+        """What a client sees of `num_requests`, as many at once as the load has streams."""
         assert self._known is not None, "it is started"
         with TemporaryDirectory() as folder:
             dataset = Path(folder) / "prompts.jsonl"
@@ -72,7 +78,7 @@ class HttpContender:
             options = ServeOptions(
                 concurrency=load.streams,
                 rate_per_s=None,
-                num_requests=load.streams,
+                num_requests=num_requests,
                 dataset=dataset,
                 timeout_s=ANSWER_TIMEOUT_S,
             )
@@ -80,8 +86,7 @@ class HttpContender:
         summary = summarize(result.outcomes, result.ended_at - result.started_at)
         if summary.errors:
             raise Unavailable(f"{self.name} failed: {', '.join(summary.errors)}")
-        num_events = sum(outcome.num_events for outcome in result.outcomes)
-        return Measured(summary.num_output_tokens or 0, summary.elapsed_s, num_events)
+        return summary
 
     @property
     def pid(self) -> int:

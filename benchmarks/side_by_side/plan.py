@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks.side_by_side.added_latency import measure_added_latency
 from benchmarks.side_by_side.alone import measure_decode, measure_start, quote_script
 from benchmarks.side_by_side.api_process import measure_events_cost
 from benchmarks.side_by_side.bare_openvino import BarePipeline
@@ -134,6 +135,11 @@ def measure_api_process(setup: Setup, budget_s: float) -> Part:
     return measure_events_cost(streams, tokens, num_rounds, budget_s, setup.logs, setup.say)
 
 
+def measure_latency(setup: Setup, budget_s: float) -> Part:
+    streams, tokens, num_rounds = (8, 20, 1) if setup.is_quick else (256, 250, 5)
+    return measure_added_latency(streams, tokens, num_rounds, budget_s, setup.logs, setup.say)
+
+
 def quote_quality(setup: Setup, budget_s: float) -> Part:
     options = ["--output", os.path.relpath(setup.folder / "quality")]
     options += ["--documents", "2" if setup.is_quick else "40"]
@@ -158,6 +164,7 @@ STEPS = (
     Step("decode", 75, measure_decoding),
     Step("start", 60, measure_starting),
     Step("api", 75, measure_api_process),
+    Step("latency", 120, measure_latency),
     Step("quality", 180, quote_quality),
     Step("disconnects", 60, quote_disconnects),
     Step("bodies", 45, quote_large_bodies),

@@ -17,13 +17,14 @@ from typing import Any
 from deepinfer.backends.base import BackendFault, ReportPhase
 from deepinfer.backends.openvino_grammars import GrammarGate
 from deepinfer.backends.openvino_library import Library, first_line
-from deepinfer.backends.openvino_lookup import PromptLookup
 from deepinfer.backends.openvino_scoring import Scorer
 from deepinfer.backends.openvino_settings import (
     device_properties,
     generation_config,
     scheduler_config,
+    speculation_properties,
 )
+from deepinfer.backends.openvino_speculation import Speculation
 from deepinfer.device import read_machine
 from deepinfer.engine import Capacity, EngineOptions
 from deepinfer.errors import BackendError, EngineError, InternalError, UnsupportedParameter
@@ -54,7 +55,7 @@ class OpenVinoBackend:
     _pipeline: Any
     _library: Library
     _scorer: Scorer
-    _lookup: PromptLookup
+    _speculation: Speculation
     _gate: GrammarGate | None  # None where the engine has no tokenizer of the library's own
     _handles: dict[str, Any] = field(default_factory=dict)
     _with_log_probs: set[str] = field(default_factory=set)  # the library gives zeros to the others
@@ -68,14 +69,16 @@ class OpenVinoBackend:
         library = Library.load()
         report("loading weights", 15)
         manifest = engine.manifest
-        capacity = _plan_capacity(manifest, options)
-        lookup = PromptLookup(options.prompt_lookup)
+        speculation = Speculation.choose(options)
+        capacity = _plan_capacity(manifest, options, speculation)
+        scheduler = scheduler_config(library, manifest, capacity, speculation)
         try:
             pipeline = library.genai.ContinuousBatchingPipeline(
                 engine.payload_dir,
-                scheduler_config(library, manifest, capacity, lookup),
+                scheduler,
                 "CPU",
-                device_properties(manifest, options) | lookup.properties,
+                device_properties(manifest, options)
+                | speculation_properties(library, speculation, scheduler, options),
             )
         except Exception as error:
             raise BackendError(
@@ -93,7 +96,7 @@ class OpenVinoBackend:
             pipeline,
             library,
             scorer,
-            lookup,
+            speculation,
             gate if has_tokenizer else None,
         )
         report("warming up", 80)
@@ -110,7 +113,7 @@ class OpenVinoBackend:
 
     def check(self, request: GenerationRequest) -> None:
         sampling = request.sampling
-        self._lookup.check(sampling)
+        self._speculation.check(sampling)
         if request.adapter is not None:
             raise UnsupportedParameter(
                 "OpenVINO's executor takes no adapters by request; `deepinfer build --lora` merges "
@@ -138,7 +141,7 @@ class OpenVinoBackend:
     def _start(self, request: GenerationRequest) -> None:
         prompt = self._library.token_tensor(request.prompt_token_ids)
         config = generation_config(self._library, request.sampling, self.eos_token_ids)
-        self._lookup.configure(config)
+        self._speculation.configure(config)
         try:
             handle = self._pipeline.add_request(next(self._sequence_ids), prompt, config)
         except Exception as error:
@@ -255,18 +258,21 @@ class OpenVinoBackend:
             self.step()
 
 
-def _plan_capacity(manifest: EngineManifest, options: EngineOptions) -> Capacity:
-    """Blocks for full batches of full sequences, or as many as memory allows.
+def _plan_capacity(
+    manifest: EngineManifest, options: EngineOptions, speculation: Speculation
+) -> Capacity:
+    """Blocks for full batches of full sequences, or as many as memory allows; a draft has as many.
 
     Raises EngineError when not even one sequence of the longest length would fit.
     """
     limits = manifest.limits
-    block_bytes = manifest.kv_bytes_per_token * TOKENS_PER_BLOCK
+    kv_bytes_per_token = manifest.kv_bytes_per_token + speculation.draft_kv_bytes_per_token
+    block_bytes = kv_bytes_per_token * TOKENS_PER_BLOCK
     budget = options.kv_cache_bytes
     if budget is None:
         share = options.kv_cache_fraction or FREE_MEMORY_SHARE
         budget = int(read_machine().available_memory_bytes * share)
-    per_sequence = -(-(limits.max_seq_len + options.prompt_lookup) // TOKENS_PER_BLOCK)
+    per_sequence = -(-(limits.max_seq_len + speculation.num_guesses) // TOKENS_PER_BLOCK)
     num_blocks = min(limits.max_batch_size * per_sequence, budget // block_bytes)
     if num_blocks < per_sequence:
         raise EngineError(
@@ -278,5 +284,5 @@ def _plan_capacity(manifest: EngineManifest, options: EngineOptions) -> Capacity
         limits.max_batch_size,
         num_blocks,
         TOKENS_PER_BLOCK,
-        guesses_per_sequence=options.prompt_lookup,
+        guesses_per_sequence=speculation.num_guesses,
     )

@@ -1,7 +1,7 @@
 """What OpenVINO GenAI is told, for loading an engine and for each request: pure translations.
 
 Every sampling default is spelled out, since the library's own are not those of a request. What
-prompt lookup changes in them is said by `openvino_lookup.py`.
+speculative decoding changes in them is said by `openvino_speculation.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from deepinfer.backends.openvino_library import Library
-from deepinfer.backends.openvino_lookup import PromptLookup
+from deepinfer.backends.openvino_speculation import Speculation
 from deepinfer.backends.openvino_trial import grammar_config
 from deepinfer.engine import Capacity, EngineOptions
 from deepinfer.generation import SamplingParams
@@ -19,17 +19,32 @@ SEED_BITS = 32  # the library's generator is seeded by the low 32 bits only
 
 
 def scheduler_config(
-    library: Library, manifest: EngineManifest, capacity: Capacity, lookup: PromptLookup
+    library: Library, manifest: EngineManifest, capacity: Capacity, speculation: Speculation
 ) -> Any:
     config = library.genai.SchedulerConfig()
     config.max_num_seqs = capacity.max_batch_size
-    config.max_num_batched_tokens = lookup.batched_tokens(
-        manifest.limits.max_num_tokens, capacity.max_batch_size
-    )
+    config.max_num_batched_tokens = speculation.batched_tokens(manifest.limits)
     config.num_kv_blocks = capacity.num_blocks
-    config.dynamic_split_fuse = True  # long prompts are prefilled in pieces, between decode steps
-    config.enable_prefix_caching = lookup.allows_prefix_cache
+    config.dynamic_split_fuse = speculation.splits_prompts
+    config.enable_prefix_caching = speculation.allows_prefix_cache
     return config
+
+
+def speculation_properties(
+    library: Library, speculation: Speculation, scheduler: Any, options: EngineOptions
+) -> dict[str, Any]:
+    """What the pipeline is told of guesses when it is made. A draft is scheduled as its engine."""
+    if not speculation.num_guesses:
+        return {}
+    if speculation.draft is None:
+        return {"prompt_lookup": True}
+    draft = library.genai.draft_model(
+        speculation.draft.payload_dir,
+        "CPU",
+        scheduler_config=scheduler,
+        **device_properties(speculation.draft.manifest, options),
+    )
+    return {"draft_model": draft}
 
 
 def device_properties(manifest: EngineManifest, options: EngineOptions) -> dict[str, Any]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from deepinfer.config import ServeConfig
     from deepinfer.config_layers import ResolvedConfig
     from deepinfer.engine import EngineOptions
+    from deepinfer.manifest import EngineFolder
     from deepinfer.server.keys import KeyRing
     from deepinfer.server.offer import Offer
     from deepinfer.server.state import ServerState
@@ -78,6 +79,8 @@ class ConfigOption(click.Option):
 @click.option("--kv-cache-fraction", cls=ConfigOption, path="engine.kv_cache_fraction")
 @click.option("--num-threads", cls=ConfigOption, path="engine.num_threads")
 @click.option("--prompt-lookup", cls=ConfigOption, path="engine.prompt_lookup")
+@click.option("--draft-engine", cls=ConfigOption, path="engine.draft_engine")
+@click.option("--draft-tokens", cls=ConfigOption, path="engine.draft_tokens")
 @click.option("--tool-format", cls=ConfigOption, path="engine.tool_format")
 @click.option("--log-level", cls=ConfigOption, path="logging.level")
 @click.option("--log-format", cls=ConfigOption, path="logging.format")
@@ -132,7 +135,8 @@ def _run(config: ServeConfig, *, log_level: str) -> None:
     import logging
 
     from deepinfer import logs
-    from deepinfer.server.choice import check_lookup, choose_engines
+    from deepinfer.server.choice import choose_engines
+    from deepinfer.server.guessing import choose_draft
     from deepinfer.server.keys import KeyRing, read_keys
     from deepinfer.server.listen import base_url, is_public, listen_together
     from deepinfer.server.tls import open_tls
@@ -142,7 +146,7 @@ def _run(config: ServeConfig, *, log_level: str) -> None:
     keys = KeyRing(read_keys(config), config.limits)
     tls = open_tls(config.server.tls_certificate, config.server.tls_key)
     engines = choose_engines(config.engine.engine_dir, config.engine.model)
-    check_lookup(engines, config.engine.prompt_lookup)
+    draft = choose_draft(engines, config.engine)
     with ExitStack() as sockets:
         listeners = listen_together(
             config.server.host,
@@ -163,7 +167,7 @@ def _run(config: ServeConfig, *, log_level: str) -> None:
 
         from deepinfer.server.offer import make_offer
 
-        offer = make_offer(config, engines, _engine_options(config))
+        offer = make_offer(config, engines, _engine_options(config, draft))
         if config.server.api_workers == 1:
             _serve_alone(config, offer, keys, listeners[0], url, tls)
         else:
@@ -239,7 +243,7 @@ def _announce(state: ServerState, url: str) -> None:
         click.echo(block, file=sys.stderr, nl=False)
 
 
-def _engine_options(config: ServeConfig) -> EngineOptions:
+def _engine_options(config: ServeConfig, draft: EngineFolder | None) -> EngineOptions:
     from deepinfer.engine import EngineOptions
 
     kv_cache_gb = config.engine.kv_cache_gb
@@ -252,4 +256,6 @@ def _engine_options(config: ServeConfig) -> EngineOptions:
         kv_cache_fraction=config.engine.kv_cache_fraction,
         num_threads=config.engine.num_threads,
         prompt_lookup=config.engine.prompt_lookup,
+        draft_engine=None if draft is None else str(draft.path),
+        draft_tokens=config.engine.draft_tokens,
     )

@@ -48,7 +48,9 @@ KV_PERPLEXITY_COST: dict[str, float | None] = {"int8": 0.0, "fp16": None, "fp32"
 
 OPENVINO_TYPES = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "u8"}
 GROUP_SIZES = (128, 64, 32)  # of int4, best first: smaller ones store more scales
-DYNAMIC_QUANTIZATION_GROUP_SIZE = 32  # OpenVINO's own default on CPUs
+# How many activations of a token share a scale when they meet weights of 8 and 4 bits. OpenVINO's
+# own default is 32; docs/performance.md has what each size gave and cost.
+ACTIVATION_GROUP_SIZE = 128
 
 
 def check_checkpoint(checkpoint: Checkpoint) -> None:
@@ -115,6 +117,12 @@ def choose_kv_cache_precision(device: TargetDevice, precision: str, wishes: Buil
             "none",
             hint="`--kv-cache-precision int8`, or fp16 or fp32",
         )
+    if wish == "bf16" and precision in ("fp32", "fp16"):
+        raise PlanError(
+            f"`--kv-cache-precision bf16` goes with arithmetic in bf16; {precision} weights are "
+            "computed in fp32",
+            hint="`--kv-cache-precision int8`, or fp16 or fp32",
+        )
     if wish != "auto":
         return Choice(name=name, value=wish, reason=AS_ASKED)
     if precision == "fp32":
@@ -129,16 +137,32 @@ def choose_kv_cache_precision(device: TargetDevice, precision: str, wishes: Buil
     return Choice(name=name, value="fp16", reason=reason)
 
 
-def choose_inference_precision(device: TargetDevice, precision: str) -> Choice:
+def choose_inference_precision(
+    device: TargetDevice, precision: str, kv_cache_precision: str
+) -> Choice:
     name = "inference_precision"
     if precision == "fp32":
         return Choice(name=name, value="fp32", reason="fp32 weights are there for exact arithmetic")
     if precision == "fp16":
         reason = "bf16 arithmetic would drop bits that fp16 weights have"
         return Choice(name=name, value="fp32", reason=reason)
-    if device.has_native_bf16:
-        return Choice(name=name, value="bf16", reason="this CPU has bf16 instructions")
-    return Choice(name=name, value="fp32", reason="this CPU has no bf16 instructions")
+    if not device.has_native_bf16:
+        return Choice(name=name, value="fp32", reason="this CPU has no bf16 instructions")
+    if kv_cache_precision == "fp32":
+        reason = "OpenVINO reads an fp32 KV cache in fp32 arithmetic only"
+        return Choice(name=name, value="fp32", reason=reason)
+    return Choice(name=name, value="bf16", reason="this CPU has bf16 instructions")
+
+
+def choose_activation_group_size(precision: str, int4_group_size: int | None) -> Choice | None:
+    """None for weights that are multiplied as they are."""
+    if precision not in ("int8", "int4"):
+        return None
+    size = min(ACTIVATION_GROUP_SIZE, int4_group_size or ACTIVATION_GROUP_SIZE)
+    reason = "the fastest that was measured; quality is that of groups of 32"
+    if size < ACTIVATION_GROUP_SIZE:
+        reason = "as many as weights that share a scale"
+    return Choice(name="activation_group_size", value=str(size), reason=reason)
 
 
 def choose_group_size(checkpoint: Checkpoint, wishes: BuildWishes) -> Choice:
@@ -168,14 +192,13 @@ def choose_group_size(checkpoint: Checkpoint, wishes: BuildWishes) -> Choice:
 
 
 def runtime_settings(
-    precision: str, inference_precision: str, kv_cache_precision: str
+    inference_precision: str, kv_cache_precision: str, activation_group_size: int
 ) -> dict[str, str | int | bool]:
-    """What the payload must be loaded with, in the library's own words."""
-    is_quantized = precision in ("int8", "int4")
+    """What the payload must be loaded with, in the library's own words. A group of 0 is none."""
     return {
         "inference_precision": OPENVINO_TYPES[inference_precision],
         "kv_cache_precision": OPENVINO_TYPES[kv_cache_precision],
-        "dynamic_quantization_group_size": DYNAMIC_QUANTIZATION_GROUP_SIZE if is_quantized else 0,
+        "dynamic_quantization_group_size": activation_group_size,
     }
 
 

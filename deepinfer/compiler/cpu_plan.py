@@ -36,15 +36,31 @@ class _Formats:
     group_size: Choice | None
     kv_cache_precision: Choice
     inference_precision: Choice
+    activation_group_size: Choice | None
 
     @property
     def int4_group_size(self) -> int | None:
         return int(self.group_size.value) if self.group_size else None
 
     @property
+    def settings(self) -> dict[str, str | int | bool]:
+        activations = self.activation_group_size
+        return cpu.runtime_settings(
+            self.inference_precision.value,
+            self.kv_cache_precision.value,
+            int(activations.value) if activations else 0,
+        )
+
+    @property
     def choices(self) -> tuple[Choice, ...]:
-        group_size = (self.group_size,) if self.group_size else ()
-        return (self.precision, *group_size, self.kv_cache_precision, self.inference_precision)
+        choices = (
+            self.precision,
+            self.group_size,
+            self.kv_cache_precision,
+            self.inference_precision,
+            self.activation_group_size,
+        )
+        return tuple(choice for choice in choices if choice is not None)
 
 
 def decide(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildWishes) -> Decisions:
@@ -77,9 +93,7 @@ def decide(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildWishes) ->
         kv_cache_precision=formats.kv_cache_precision.value,
         kv_bytes_per_token=kv_bytes_per_token,
         limits=choose_limits(checkpoint, wishes, RULES, memory, {}),
-        settings=cpu.runtime_settings(
-            precision, formats.inference_precision.value, formats.kv_cache_precision.value
-        ),
+        settings=formats.settings,
         build=_measure_build(device, checkpoint, precision, weight_bytes),
         choices=(backend, *formats.choices),
     )
@@ -129,11 +143,18 @@ def _choose_formats(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildW
             hint="`--precision int4`, or leave `--group-size` away",
         )
     is_int4 = precision.value == "int4"
+    group_size = cpu.choose_group_size(checkpoint, wishes) if is_int4 else None
+    kv_cache_precision = cpu.choose_kv_cache_precision(device, precision.value, wishes)
     return _Formats(
         precision=precision,
-        group_size=cpu.choose_group_size(checkpoint, wishes) if is_int4 else None,
-        kv_cache_precision=cpu.choose_kv_cache_precision(device, precision.value, wishes),
-        inference_precision=cpu.choose_inference_precision(device, precision.value),
+        group_size=group_size,
+        kv_cache_precision=kv_cache_precision,
+        inference_precision=cpu.choose_inference_precision(
+            device, precision.value, kv_cache_precision.value
+        ),
+        activation_group_size=cpu.choose_activation_group_size(
+            precision.value, int(group_size.value) if group_size else None
+        ),
     )
 
 

@@ -11,7 +11,6 @@ from deepinfer.manifest import EngineFolder, find_damage, find_engine_folders, r
 
 logger = logging.getLogger(__name__)
 
-LOOKUP_BACKEND = "openvino"  # the only one whose library guesses from the prompt as it is served
 BUILD_HINT = "make one with `deepinfer build --model sample --output {folder}`"
 
 
@@ -27,18 +26,6 @@ def choose_engines(engine_dir: Path, model: str | None) -> list[EngineFolder]:
             f"there is no engine in `{engine_dir}`", hint=BUILD_HINT.format(folder=engine_dir)
         )
     return _keep_whole(engines if model is None else [_find(engine_dir, engines, model)])
-
-
-def check_lookup(engines: Sequence[EngineFolder], prompt_lookup: int) -> None:
-    """Raise EngineError for an engine that cannot guess tokens, when it is told to."""
-    for engine in engines if prompt_lookup else ():
-        backend = engine.manifest.backend.name
-        if backend != LOOKUP_BACKEND:
-            raise EngineError(
-                f"`engine.prompt_lookup` is {prompt_lookup}; engine `{engine.manifest.name}` is of "
-                f"the `{backend}` backend, and only `{LOOKUP_BACKEND}` has prompt lookup",
-                hint="leave `--prompt-lookup` out, or choose another engine with `--model`",
-            )
 
 
 def _read_engines(engine_dir: Path) -> list[EngineFolder]:

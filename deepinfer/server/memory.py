@@ -11,13 +11,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
 from deepinfer.device import Gpu, Machine, read_machine
 from deepinfer.engine import EngineOptions
 from deepinfer.errors import EngineError
-from deepinfer.manifest import PAYLOAD_DIR, EngineFolder, EngineManifest
+from deepinfer.manifest import PAYLOAD_DIR, EngineFolder, EngineManifest, read_engine
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,17 @@ CPU_PACKED_COPIES, CPU_PROCESS_BYTES = 1.0, 250_000_000
 GPU_PROCESS_BYTES = 1_000_000_000  # CUDA context, TensorRT and the executor's own buffers
 CPU_TOKENS_PER_BLOCK = 32
 CPU = "the CPU"
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """Tokens that are guessed of each sequence and step, and the draft that guesses, if any."""
+
+    num_tokens: int = 0
+    draft: EngineManifest | None = None
+
+
+NO_GUESSES = Guesses()
 
 
 @dataclass(frozen=True)
@@ -146,9 +158,9 @@ def place_engines(
     if len(engines) == 1:
         return [(engines[0], options)]
     machine = read_machine()
-    demands = [
-        describe_demand(engine.manifest, machine.gpus, options.prompt_lookup) for engine in engines
-    ]
+    draft = None if options.draft_engine is None else read_engine(Path(options.draft_engine))
+    guesses = Guesses(options.num_guesses, draft.manifest if draft else None)
+    demands = [describe_demand(engine.manifest, machine.gpus, guesses) for engine in engines]
     shares = share_memory(demands, describe_pools(machine, options))
     for name, reason in shares.refusals.items():
         logger.warning("engine `%s` is not served: %s", name, reason)
@@ -175,14 +187,16 @@ def _with_cache(
 
 
 def describe_demand(
-    manifest: EngineManifest, gpus: Sequence[Gpu], prompt_lookup: int = 0
+    manifest: EngineManifest, gpus: Sequence[Gpu], guesses: Guesses = NO_GUESSES
 ) -> Demand:
-    """What `manifest` says that its engine will take, guessing so many tokens of a sequence."""
+    """What `manifest` says that its engine will take; a draft is a part of each engine."""
     num_devices = manifest.parallelism.world_size
     weight_bytes = _payload_bytes(manifest) // num_devices
+    if guesses.draft is not None:
+        weight_bytes += _payload_bytes(guesses.draft)
     is_gpu = manifest.target.kind == "gpu"
     packed_bytes = CPU_PROCESS_BYTES + int(weight_bytes * CPU_PACKED_COPIES)
-    sequence_bytes = _sequence_bytes(manifest, prompt_lookup) // num_devices
+    sequence_bytes = _sequence_bytes(manifest, guesses) // num_devices
     lora_bytes = manifest.lora.cache_bytes // num_devices if manifest.lora else 0
     return Demand(
         name=manifest.name,
@@ -205,10 +219,13 @@ def _payload_bytes(manifest: EngineManifest) -> int:
     return sum(file.size_bytes for path, file in manifest.files.items() if path.startswith(prefix))
 
 
-def _sequence_bytes(manifest: EngineManifest, prompt_lookup: int) -> int:
+def _sequence_bytes(manifest: EngineManifest, guesses: Guesses) -> int:
     block_len = int(manifest.backend.settings.get("tokens_per_block", CPU_TOKENS_PER_BLOCK))
-    num_blocks = -(-(manifest.limits.max_seq_len + prompt_lookup) // block_len)
-    return num_blocks * block_len * manifest.kv_bytes_per_token
+    num_blocks = -(-(manifest.limits.max_seq_len + guesses.num_tokens) // block_len)
+    kv_bytes_per_token = manifest.kv_bytes_per_token
+    if guesses.draft is not None:
+        kv_bytes_per_token += guesses.draft.kv_bytes_per_token
+    return num_blocks * block_len * kv_bytes_per_token
 
 
 def describe_pools(machine: Machine, options: EngineOptions) -> list[Pool]:

@@ -15,13 +15,18 @@ from deepinfer.generation import FinishReason, GenerationRequest
 from tests.backends.test_promises import make_request, run, tokens
 from tests.building import BuildEngine
 
-NUM_TOKENS = 24
+NUM_TOKENS = 48  # more than five steps bring, all guesses being right
 
 
-@pytest.fixture(scope="module", params=[0, 5], ids=["plain", "prompt lookup"])
+@pytest.fixture(scope="module", params=["plain", "prompt lookup", "draft"])
 def backend(request: pytest.FixtureRequest, build_engine: BuildEngine) -> Iterator[OpenVinoBackend]:
     engine = build_engine("llama", "fp32", "--max-seq-len", "256", "--max-batch-size", "8").engine
-    options = EngineOptions(kv_cache_bytes=2**20, prompt_lookup=request.param)
+    options = EngineOptions(kv_cache_bytes=2**20)
+    if request.param == "prompt lookup":
+        options = msgspec.structs.replace(options, prompt_lookup=5)
+    elif request.param == "draft":
+        draft = build_engine("llama", "int4", "--max-seq-len", "256").engine
+        options = msgspec.structs.replace(options, draft_engine=str(draft.path), draft_tokens=5)
     loaded = load_backend(engine, options, lambda *_: None)
     assert isinstance(loaded, OpenVinoBackend)
     yield loaded

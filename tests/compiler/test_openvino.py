@@ -15,6 +15,7 @@ import pytest
 
 from deepinfer.backends.openvino import OpenVinoBackend
 from deepinfer.checkpoint import read_checkpoint
+from deepinfer.device import read_machine
 from deepinfer.engine import EngineOptions
 from deepinfer.generation import GenerationRequest, SamplingParams
 from deepinfer.manifest import EngineFolder, find_damage
@@ -132,9 +133,14 @@ def generate(engine: EngineFolder, prompts: list[list[int]], num_tokens: int) ->
     settings = {"inference_precision": "f32", "kv_cache_precision": "f32"}
     exact = engine.manifest.backend.model_copy(update={"settings": settings})
     manifest = engine.manifest.model_copy(update={"backend": exact})
-    backend = OpenVinoBackend.load(
-        EngineFolder(path=engine.path, manifest=manifest), EngineOptions(), lambda *_: None
-    )
+    return generate_as_built(EngineFolder(path=engine.path, manifest=manifest), prompts, num_tokens)
+
+
+def generate_as_built(
+    engine: EngineFolder, prompts: list[list[int]], num_tokens: int
+) -> list[list[int]]:
+    """Greedy tokens of the engine, all prompts at once."""
+    backend = OpenVinoBackend.load(engine, EngineOptions(), lambda *_: None)
     greedy = SamplingParams(max_tokens=num_tokens, temperature=0, ignore_eos=True)
     for number, prompt in enumerate(prompts):
         backend.add(
@@ -250,7 +256,29 @@ def test_quantised_weights_are_really_small(
     ideal = layers * {"int8": 1.0, "int4": 0.5}[precision] + found.num_embedding_parameters
     assert ideal < weights < 1.25 * ideal
     assert engine.manifest.precision == precision
-    assert (engine.manifest.backend.settings["dynamic_quantization_group_size"]) == 32
+    groups = engine.manifest.backend.settings["dynamic_quantization_group_size"]
+    assert groups == {"int8": 128, "int4": 64}[precision]  # 64 is the largest that divides the rows
+
+
+@pytest.mark.parametrize(
+    ("precision", "kv_cache_precision"),
+    [
+        ("int8", "fp16"),
+        ("int8", "bf16"),
+        ("int8", "fp32"),
+        ("fp16", "fp32"),
+        ("fp32", "fp16"),
+    ],
+)
+def test_every_planned_kv_cache_loads_and_answers(
+    bf16_llama: Path, tmp_path: Path, precision: str, kv_cache_precision: str
+) -> None:
+    if kv_cache_precision == "bf16" and not read_machine().cpu.has_native_bf16:
+        pytest.skip("this CPU has no bf16")
+    engine = build_engine(
+        bf16_llama, tmp_path, precision, "--kv-cache-precision", kv_cache_precision
+    )
+    assert [len(answer) for answer in generate_as_built(engine, [[5, 6, 7]], 5)] == [5]
 
 
 def test_tied_embedding_is_stored_once(tmp_path: Path) -> None:

@@ -85,17 +85,44 @@ PLANS: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], dict[str, Any]]
         },
     ),
     "int8": (
-        LAPTOP,
+        BF16_SERVER,
         QWEN,
         {"precision": "int8"},
-        {"export_precision": "bf16", "group_size": None},
+        {
+            "export_precision": "bf16",
+            "group_size": None,
+            "settings": {
+                "inference_precision": "bf16",
+                "kv_cache_precision": "u8",
+                "dynamic_quantization_group_size": 128,
+            },
+        },
+    ),
+    "fp32-cache-is-computed-in-fp32": (
+        BF16_SERVER,
+        QWEN,
+        {"precision": "int8", "kv_cache_precision": "fp32"},
+        {
+            "settings": {
+                "inference_precision": "f32",
+                "kv_cache_precision": "f32",
+                "dynamic_quantization_group_size": 128,
+            },
+        },
     ),
     "int4-group-size-from-the-model": (LAPTOP, QWEN, {"precision": "int4"}, {"group_size": 128}),
     "int4-smaller-group-size": (
         LAPTOP,
         with_dims(QWEN, intermediate_size=4800),
         {"precision": "int4"},
-        {"group_size": 64},
+        {
+            "group_size": 64,
+            "settings": {
+                "inference_precision": "f32",
+                "kv_cache_precision": "u8",
+                "dynamic_quantization_group_size": 64,
+            },
+        },
     ),
     "int4-group-size-as-asked": (
         LAPTOP,
@@ -194,6 +221,13 @@ ERRORS: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], str, str]] = {
         {"kv_cache_precision": "bf16"},
         "needs a CPU with bf16 instructions; Some CPU has none",
         "`--kv-cache-precision int8`",
+    ),
+    "bf16-cache-of-weights-computed-in-fp32": (
+        BF16_SERVER,
+        QWEN,
+        {"precision": "fp16", "kv_cache_precision": "bf16"},
+        "goes with arithmetic in bf16; fp16 weights are computed in fp32",
+        "`--kv-cache-precision int8`, or fp16 or fp32",
     ),
     "tensorrt": (
         LAPTOP,

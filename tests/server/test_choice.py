@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ import pytest
 from deepinfer.errors import EngineError
 from deepinfer.manifest import read_engine, write_manifest
 from deepinfer.server import choice
-from deepinfer.server.choice import check_lookup, choose_engines
+from deepinfer.server.choice import choose_engines
 from tests.engines import make_simulated_engine
 
 
@@ -65,22 +63,6 @@ def test_only_engine_needs_no_choice(tmp_path: Path) -> None:
     make_simulated_engine(tmp_path / "one", name="one")
     (tmp_path / "README.md").write_text("not an engine")
     assert names(tmp_path) == ["one"]
-
-
-@pytest.mark.parametrize("backend", ["simulated", "tensorrt-llm"])
-def test_prompt_lookup_is_refused_for_other_backends(tmp_path: Path, backend: str) -> None:
-    manifest = make_simulated_engine(tmp_path, name="one").manifest
-    record = manifest.backend.model_copy(update={"name": backend})
-    write_manifest(tmp_path, manifest.model_copy(update={"backend": record}))
-    check_lookup(choose_engines(tmp_path, None), 0)
-    command = [sys.executable, "-m", "deepinfer", "serve", "--engine-dir", str(tmp_path)]
-    done = subprocess.run([*command, "--prompt-lookup", "4"], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr == (
-        f"error: `engine.prompt_lookup` is 4; engine `one` is of the `{backend}` backend, and "
-        "only `openvino` has prompt lookup\n"
-        "hint: leave `--prompt-lookup` out, or choose another engine with `--model`\n"
-    )
 
 
 def test_every_engine_is_served_in_the_order_of_the_folders(engines: Path) -> None:

@@ -16,6 +16,7 @@ from deepinfer.server import memory
 from deepinfer.server.memory import (
     GIB,
     Demand,
+    Guesses,
     Pool,
     describe_demand,
     describe_pools,
@@ -170,6 +171,19 @@ def test_nothing_that_fits_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_guesses_take_cache_beside_each_sequence(tmp_path: Path) -> None:
     manifest = make_simulated_engine(tmp_path, max_seq_len=512, max_batch_size=8).manifest
-    found = [describe_demand(manifest, [], guesses) for guesses in (0, 5)]
+    found = [describe_demand(manifest, [], Guesses(count)) for count in (0, 5)]
     assert [one.sequence_bytes for one in found] == [512, 544]
     assert [one.full_bytes for one in found] == [512 * 8, 544 * 8]
+
+
+def test_draft_takes_weights_and_cache_beside_its_engine(tmp_path: Path) -> None:
+    manifest = weighty(tmp_path, "one", 3 * GIB).manifest
+    draft = weighty(tmp_path, "small", GIB).manifest
+    alone = describe_demand(manifest, [])
+    found = describe_demand(manifest, [], Guesses(4, draft))
+    assert found.weight_bytes == alone.weight_bytes + GIB
+    assert found.overhead_bytes == alone.overhead_bytes + GIB
+    num_tokens = -(-(manifest.limits.max_seq_len + 4) // 32) * 32
+    assert found.sequence_bytes == num_tokens * (
+        manifest.kv_bytes_per_token + draft.kv_bytes_per_token
+    )

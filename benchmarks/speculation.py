@@ -1,6 +1,8 @@
-"""What prompt lookup gains and costs: decode rates of one engine with it and without, alternating.
+"""What guessed tokens gain and cost: decode rates of one engine with them and without, alternating.
 
-    python benchmarks/prompt_lookup.py ENGINE [--guesses 4] [--batch-sizes 1,4,16]
+    python benchmarks/speculation.py ENGINE [--draft ENGINE] [--guesses 4] [--batch-sizes 1,4,16]
+
+Guesses come from the draft, or without one from the sequence itself (prompt lookup).
 
 Loads the engine twice in this process, both with the same number of threads, and runs the same
 greedy requests on each in turn. Prints the median rates and the median of the ratios of pairs, and
@@ -100,23 +102,27 @@ def compare(plain: Backend, guessing: Backend, vocab_size: int, batch_size: int,
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("engine", type=Path)
+    parser.add_argument("--draft", type=Path, help="an engine with the same tokens")
     parser.add_argument("--guesses", type=int, default=4, help="tokens guessed a step")
     parser.add_argument("--batch-sizes", default="1,4,16")
     arguments = parser.parse_args()
     engine = read_engine(arguments.engine)
-    plain, guessing = (
-        load_backend(
-            engine,
-            EngineOptions(kv_cache_bytes=CACHE_BYTES, prompt_lookup=guesses),
-            lambda *_: None,
+    guesses = EngineOptions(kv_cache_bytes=CACHE_BYTES, prompt_lookup=arguments.guesses)
+    if arguments.draft is not None:
+        draft = str(arguments.draft.absolute())
+        guesses = EngineOptions(
+            kv_cache_bytes=CACHE_BYTES, draft_engine=draft, draft_tokens=arguments.guesses
         )
-        for guesses in (0, arguments.guesses)
+    plain, guessing = (
+        load_backend(engine, options, lambda *_: None)
+        for options in (EngineOptions(kv_cache_bytes=CACHE_BYTES), guesses)
     )
+    kinds = ("repeating", "quoting", "random") if arguments.draft is None else ("random",)
     print("| prompts | batch | tokens/s without | with | ratio | same answers |")
     print("|---|---|---|---|---|---|")
     results = [
         compare(plain, guessing, engine.manifest.tokens.vocab_size, int(batch_size), kind)
-        for kind in ("repeating", "quoting", "random")
+        for kind in kinds
         for batch_size in arguments.batch_sizes.split(",")
     ]
     return 0 if all(results) else 1

@@ -1,4 +1,4 @@
-"""With prompt lookup the CPU backend answers as without it, only in fewer steps."""
+"""With guesses, by prompt lookup or a draft, the CPU backend answers as without, in fewer steps."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import os
 import random
 import signal
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from deepinfer.backends.base import Backend
 from deepinfer.backends.loading import load_backend
-from deepinfer.backends.openvino_lookup import PromptLookup
+from deepinfer.backends.openvino_speculation import Speculation
 from deepinfer.engine import EngineOptions
 from deepinfer.errors import UnsupportedParameter
 from deepinfer.generation import FinishReason, GenerationRequest, Grammar, TokenChunk
-from deepinfer.manifest import EngineFolder
+from deepinfer.manifest import EngineFolder, read_engine
 from deepinfer.runtime.client import EngineClient
 from deepinfer.text.json_grammar import make_grammar
 from tests.backends.test_promises import make_request, run, tokens
@@ -73,22 +75,34 @@ def engine(build_engine: BuildEngine) -> EngineFolder:
     return build_engine("llama", "fp32", *limits).engine
 
 
-def load(engine: EngineFolder, prompt_lookup: int) -> Backend:
-    cache_bytes = engine.manifest.kv_bytes_per_token * 32 * NUM_BLOCKS
-    options = EngineOptions(kv_cache_bytes=cache_bytes, prompt_lookup=prompt_lookup)
+def load(engine: EngineFolder, options: EngineOptions) -> Backend:
+    kv_bytes_per_token = engine.manifest.kv_bytes_per_token
+    if options.draft_engine is not None:
+        kv_bytes_per_token += read_engine(Path(options.draft_engine)).manifest.kv_bytes_per_token
+    cache_bytes = kv_bytes_per_token * 32 * NUM_BLOCKS
+    options = msgspec.structs.replace(options, kv_cache_bytes=cache_bytes)
     return load_backend(engine, options, lambda *_: None)
 
 
 @pytest.fixture(scope="module")
 def plain(engine: EngineFolder) -> Iterator[Backend]:
-    backend = load(engine, 0)
+    backend = load(engine, EngineOptions())
     yield backend
     backend.close()
 
 
+@pytest.fixture(scope="module", params=["prompt lookup", "draft"])
+def options(request: pytest.FixtureRequest, build_engine: BuildEngine) -> EngineOptions:
+    if request.param == "prompt lookup":
+        return EngineOptions(prompt_lookup=NUM_GUESSES)
+    # The same model in 4 bits: right often enough, and wrong often enough.
+    draft = build_engine("llama", "int4", "--max-seq-len", "256").engine
+    return EngineOptions(draft_engine=str(draft.path), draft_tokens=NUM_GUESSES)
+
+
 @pytest.fixture(scope="module")
-def guessing(engine: EngineFolder) -> Iterator[Backend]:
-    backend = load(engine, NUM_GUESSES)
+def guessing(engine: EngineFolder, options: EngineOptions) -> Iterator[Backend]:
+    backend = load(engine, options)
     yield backend
     backend.close()
 
@@ -111,10 +125,15 @@ def summary(chunks: Sequence[TokenChunk]) -> tuple[tuple[int, ...], FinishReason
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
-def test_answers_are_those_without_lookup(
-    plain: Backend, guessing: Backend, sampling: dict[str, object]
+def test_answers_are_those_without_guesses(
+    plain: Backend, guessing: Backend, options: EngineOptions, sampling: dict[str, object]
 ) -> None:
     requests = repeating_requests(1, 24, **sampling)
+    if options.draft_engine is not None and not requests[0].sampling.is_greedy:
+        with pytest.raises(UnsupportedParameter, match="for greedy requests only") as caught:
+            guessing.check(requests[0])
+        assert caught.value.param == "temperature"
+        return
     expected = {name: summary(chunks) for name, chunks in run(plain, requests).items()}
     together = run(guessing, requests)
     assert {name: summary(chunks) for name, chunks in together.items()} == expected
@@ -144,10 +163,14 @@ def test_full_batch_of_guesses_has_room(
     assert found == expected
 
 
-def test_step_holds_a_full_batch_with_its_guesses() -> None:
-    assert PromptLookup(5).batched_tokens(32, 8) == 48
-    assert PromptLookup(5).batched_tokens(256, 8) == 256
-    assert PromptLookup(0).batched_tokens(32, 64) == 32
+def test_step_holds_a_full_batch_with_its_guesses(engine: EngineFolder) -> None:
+    limits = engine.manifest.limits
+    wide = limits.model_copy(update={"max_num_tokens": 300})
+    assert (limits.max_num_tokens, limits.max_batch_size, limits.max_seq_len) == (32, 8, 256)
+    assert Speculation(5).batched_tokens(limits) == 48
+    assert Speculation(5).batched_tokens(wide) == 300
+    assert Speculation(0).batched_tokens(limits) == 32
+    assert Speculation(5, draft=engine).batched_tokens(limits) == 256  # a whole prompt
 
 
 def test_stop_token_in_the_middle_of_a_step_is_the_last(guessing: Backend) -> None:
@@ -181,7 +204,7 @@ def new_in_midst(chunks: Sequence[TokenChunk]) -> list[int]:
     ]
 
 
-def test_conversation_goes_on_as_without_lookup(plain: Backend, guessing: Backend) -> None:
+def test_conversation_goes_on_as_without_guesses(plain: Backend, guessing: Backend) -> None:
     # Continuations that the library would have guessed from a turn before are the ones for which
     # a prefix cache would find blocks of guesses.
     rng = random.Random(7)
@@ -225,15 +248,15 @@ def test_cancelled_request_gives_its_room_back(guessing: Backend) -> None:
     assert len(tokens(run(guessing, [longest])["c"])) == MAX_SEQ_LEN - len(REPEATING)
 
 
-async def test_answers_of_a_killed_engine_go_on_as_without_lookup(
-    plain: Backend, engine: EngineFolder
+async def test_answers_of_a_killed_engine_go_on_as_without_guesses(
+    plain: Backend, engine: EngineFolder, options: EngineOptions
 ) -> None:
     requests = [
         make_request(name, REPEATING, MAX_SEQ_LEN - len(REPEATING), **sampling)
         for name, sampling in LONG_ANSWERS.items()
     ]
     expected = {name: tokens(chunks) for name, chunks in run(plain, requests).items()}
-    async with connected(engine, EngineOptions(prompt_lookup=NUM_GUESSES)) as client:
+    async with connected(engine, options) as client:
         # A grammar is tried before it is first used, while the other answers would come to an end.
         await collect(client, make_request("tried", (1,), 1, grammar=LETTERS))
         assert await generate_over_a_death(client, requests) == expected
