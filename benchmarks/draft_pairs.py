@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/draft_pairs.py --output /tmp/pairs
     .venv/bin/python benchmarks/speculation.py /tmp/pairs/engine --draft /tmp/pairs/right
 
-The engine has random weights, but only its first layers say anything: the others add nothing to
-what passes through them, at the full cost of computing them. A draft of just those first layers is
-always right; one with other weights is always wrong. Real drafts lie between the two.
+The engine has random weights, but only its first layers say anything: the others add next to
+nothing to what passes through them, at the full cost of computing them. A draft of just those first
+layers is always right; one with other weights is always wrong. Real drafts lie between the two.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 WEIGHTS = "model.safetensors"
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
+NEXT_TO_NOTHING = 1e-5  # a matrix of zeros would not be multiplied at all
 ADDING = ("self_attn.o_proj.weight", "mlp.down_proj.weight")  # whose output a layer adds
 Tensors = dict[str, torch.Tensor]
 
@@ -36,7 +37,7 @@ def layer_of(name: str) -> int:
 
 def silence(tensors: Tensors, num_speaking: int) -> Tensors:
     return {
-        name: torch.zeros_like(tensor)
+        name: NEXT_TO_NOTHING * tensor
         if layer_of(name) >= num_speaking and name.endswith(ADDING)
         else tensor
         for name, tensor in tensors.items()

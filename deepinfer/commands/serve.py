@@ -236,10 +236,12 @@ def _timing_tokenizers() -> Iterator[None]:
 
 
 def _announce(state: ServerState, url: str) -> None:
-    from deepinfer.server.welcome import describe_server
+    from deepinfer.server.welcome import Address, describe_server
 
     if state.config.logging.format == "text":  # else stderr is for programs to read
-        block = describe_server(state.engines, url, needs_key=bool(state.keys))
+        is_greedy_only = state.config.engine.draft_engine is not None
+        address = Address(url, needs_key=bool(state.keys), is_greedy_only=is_greedy_only)
+        block = describe_server(state.engines, address)
         click.echo(block, file=sys.stderr, nl=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 from deepinfer.config import environment_name
 from deepinfer.server.engines import EngineCatalog, ServedEngine
@@ -11,7 +12,16 @@ QUESTION = "Tell me a story"
 KEY_VARIABLE = environment_name("server.api_key")
 
 
-def describe_server(engines: EngineCatalog, base_url: str, *, needs_key: bool) -> str:
+@dataclass(frozen=True)
+class Address:
+    """Where the server is, and what its requests need."""
+
+    base_url: str
+    needs_key: bool
+    is_greedy_only: bool  # as beside a draft engine
+
+
+def describe_server(engines: EngineCatalog, address: Address) -> str:
     """The block, ready to be pasted from; it ends with a line break.
 
     It shows the engines that are ready, and how to ask the first of them.
@@ -22,11 +32,11 @@ def describe_server(engines: EngineCatalog, base_url: str, *, needs_key: bool) -
     lines = [
         "",
         *(_describe_engine(engine) for engine in ready),
-        f"Base URL   {base_url}/v1",
+        f"Base URL   {address.base_url}/v1",
         "",
-        *_curl(engine, base_url, needs_key, is_default=engine is engines.default),
+        *_curl(engine, address, is_default=engine is engines.default),
         "",
-        *_python(engine, base_url, needs_key),
+        *_python(engine, address),
         "",
     ]
     return "\n".join(lines) + "\n"
@@ -38,7 +48,7 @@ def _describe_engine(engine: ServedEngine) -> str:
     return f"Model      {names} ({manifest.precision}, {manifest.backend.name})"
 
 
-def _curl(engine: ServedEngine, base_url: str, needs_key: bool, *, is_default: bool) -> list[str]:
+def _curl(engine: ServedEngine, address: Address, *, is_default: bool) -> list[str]:
     body: dict[str, object] = {"prompt": QUESTION, "stream": True}
     route = "completions"
     if engine.chat_template.is_available:
@@ -46,34 +56,37 @@ def _curl(engine: ServedEngine, base_url: str, needs_key: bool, *, is_default: b
         route = "chat/completions"
     if not is_default:
         body = {"model": engine.model_id, **body}
-    key = [f'  -H "Authorization: Bearer ${KEY_VARIABLE}" \\'] if needs_key else []
+    if address.is_greedy_only:
+        body["temperature"] = 0
+    key = [f'  -H "Authorization: Bearer ${KEY_VARIABLE}" \\'] if address.needs_key else []
     return [
-        f"curl {base_url}/v1/{route} \\",
+        f"curl {address.base_url}/v1/{route} \\",
         *key,
         '  -H "Content-Type: application/json" \\',
         f"  -d '{json.dumps(body)}'",
     ]
 
 
-def _python(engine: ServedEngine, base_url: str, needs_key: bool) -> list[str]:
-    key = f'os.environ["{KEY_VARIABLE}"]' if needs_key else '"not-needed"'
+def _python(engine: ServedEngine, address: Address) -> list[str]:
+    key = f'os.environ["{KEY_VARIABLE}"]' if address.needs_key else '"not-needed"'
     head = [
-        *(["import os", ""] if needs_key else []),
+        *(["import os", ""] if address.needs_key else []),
         "from openai import OpenAI",
         "",
-        f'client = OpenAI(base_url="{base_url}/v1", api_key={key})',
+        f'client = OpenAI(base_url="{address.base_url}/v1", api_key={key})',
     ]
     model, question = json.dumps(engine.model_id), json.dumps(QUESTION)
+    greedy = ", temperature=0" if address.is_greedy_only else ""
     if not engine.chat_template.is_available:
         return [
             *head,
-            f"answer = client.completions.create(model={model}, prompt={question})",
+            f"answer = client.completions.create(model={model}, prompt={question}{greedy})",
             "print(answer.choices[0].text)",
         ]
     return [
         *head,
         "answer = client.chat.completions.create(",
-        f'    model={model}, messages=[{{"role": "user", "content": {question}}}]',
+        f'    model={model}, messages=[{{"role": "user", "content": {question}}}]{greedy}',
         ")",
         "print(answer.choices[0].message.content)",
     ]
