@@ -1,32 +1,24 @@
-"""Parts that need no contender: the roofline, start-up, and the other scripts of this folder."""
+"""Parts that need no contender: the roofline, and the other scripts of this folder."""
 
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
-import psutil
 
 from benchmarks.side_by_side.child import run_bounded
 from benchmarks.side_by_side.contender import Model, Unavailable
-from benchmarks.side_by_side.deepinfer_http import DeepInfer
 from benchmarks.side_by_side.environment import find_reason
-from benchmarks.side_by_side.models import note_path
 from benchmarks.side_by_side.report import Part
 from benchmarks.side_by_side.tables import judge, spread, table
 from deepinfer.bench.engine import EngineReport
 
 DECODE_TARGET = 0.70  # of what the memory's bandwidth allows
-MEBIBYTE = 2**20
-BUILT = re.compile(r"built `.*` in ([\d.]+) s, peak memory ([\d.]+ \w+)")
 
 
 def measure_decode(model: Model, num_tokens: int, num_trials: int, budget_s: float) -> Part:
@@ -48,56 +40,6 @@ def measure_decode(model: Model, num_tokens: int, num_trials: int, budget_s: flo
     text = table(["of the limit", "decode, tokens/s", "limit of the bandwidth, tokens/s"], rows)
     verdict = f"Target, at least {DECODE_TARGET:.0%}: {judge(share, DECODE_TARGET)}."
     return Part(title="Decoding of one stream", text=f"{text}\n\n{verdict}", figures=report)
-
-
-def measure_start(served: Model, num_starts: int, logs: Path, budget_s: float) -> Part:
-    """Of the sample, and what the build of the `served` model took when it was made."""
-    with TemporaryDirectory() as folder:
-        build = [sys.executable, "-m", "deepinfer", "build", "--model", "sample"]
-        said = run_script([*build, "--output", folder], budget_s)
-        [engine] = [path.parent for path in Path(folder).glob("*/engine.json")]
-        model = Model(engine, engine, max_streams=1, max_seq_len=1)
-        starts = [start_once(model, logs) for _ in range(num_starts)]
-    ready = spread([one.ready_s for one in starts])
-    assert ready is not None
-    note = note_path(served.engine)
-    rows = [
-        ["`deepinfer build --model sample`", read_cost(said)],
-        [
-            f"`deepinfer build` of `{served.engine.name}`, on first use",
-            read_cost(note.read_text() if note.exists() else ""),
-        ],
-        ["`deepinfer serve` of the sample, until ready", f"{ready.show(1)} s"],
-        ["memory of the API process", f"{starts[-1].api_bytes / MEBIBYTE:.0f} MiB resident"],
-        ["memory of its engine process", f"{starts[-1].engine_bytes / MEBIBYTE:.0f} MiB resident"],
-    ]
-    return Part(title="Start-up and memory", text=table(["", "seen"], rows), figures=starts)
-
-
-def read_cost(said: str) -> str:
-    """What `build` says at its end; nothing where it was not kept."""
-    found = BUILT.search(said)
-    return f"{found[1]} s, peak memory {found[2]}" if found else "-"
-
-
-@dataclass(frozen=True)
-class Start:
-    ready_s: float  # from the command to the first healthy answer
-    api_bytes: int
-    engine_bytes: int
-
-
-def start_once(model: Model, logs: Path) -> Start:
-    server = DeepInfer(logs)
-    started_at = time.perf_counter()
-    try:
-        server.serve(model)
-        ready_s = time.perf_counter() - started_at
-        api = psutil.Process(server.pid)
-        engine_bytes = sum(child.memory_info().rss for child in api.children(recursive=True))
-        return Start(ready_s, api.memory_info().rss, engine_bytes)
-    finally:
-        server.stop()
 
 
 def quote_script(title: str, script: str, options: Sequence[str], budget_s: float) -> Part:

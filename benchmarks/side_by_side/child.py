@@ -49,8 +49,12 @@ class Child:
         return self._process.poll() is None
 
     @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    @property
     def last_words(self) -> str:
-        return find_reason(self._log.read_text(errors="replace")[-LOG_TAIL_CHARS:])
+        return find_reason(self.log[-LOG_TAIL_CHARS:])
 
     def ask(self, line: str) -> str | None:
         """The answer to a line; None from a process that has ended."""

@@ -93,6 +93,11 @@ class HttpContender:
         assert self._child is not None, "it is started"
         return self._child.pid
 
+    @property
+    def log(self) -> str:
+        assert self._child is not None, "it is started"
+        return self._child.log
+
     def stop(self) -> None:
         if self._child is not None:
             self._child.close()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.side_by_side.added_latency import measure_added_latency
-from benchmarks.side_by_side.alone import measure_decode, measure_start, quote_script
+from benchmarks.side_by_side.alone import measure_decode, quote_script
 from benchmarks.side_by_side.api_process import measure_events_cost
 from benchmarks.side_by_side.bare_openvino import BarePipeline
 from benchmarks.side_by_side.comparison import Comparison, compare
@@ -25,6 +25,7 @@ from benchmarks.side_by_side.llama_cpp import LlamaCpp
 from benchmarks.side_by_side.models import ONE_LAYER, SHAPED, make_model
 from benchmarks.side_by_side.report import Part
 from benchmarks.side_by_side.rounds import Level, Say
+from benchmarks.side_by_side.start_up import measure_start
 from benchmarks.side_by_side.vllm_cpu import VllmCpu
 
 RUN_BUDGET_S = 30 * 60.0
@@ -158,14 +159,14 @@ def quote_large_bodies(setup: Setup, budget_s: float) -> Part:
 
 
 STEPS = (
-    Step("http", 500, compare_http),
+    Step("http", 480, compare_http),
     Step("peers", 600, compare_peers),
     Step("events", 130, compare_events),
     Step("decode", 75, measure_decoding),
     Step("start", 60, measure_starting),
     Step("api", 75, measure_api_process),
-    Step("latency", 120, measure_latency),
-    Step("quality", 180, quote_quality),
+    Step("latency", 90, measure_latency),
+    Step("quality", 120, quote_quality),
     Step("disconnects", 60, quote_disconnects),
     Step("bodies", 45, quote_large_bodies),
 )

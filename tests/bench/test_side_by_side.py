@@ -6,13 +6,14 @@ import json
 import math
 import sys
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.side_by_side import plan, report
-from benchmarks.side_by_side.alone import compact, read_cost, run_script
+from benchmarks.side_by_side import added_latency, plan, report
+from benchmarks.side_by_side.alone import compact, run_script
 from benchmarks.side_by_side.api_process import describe
 from benchmarks.side_by_side.bare_asgi import EVENT, app
 from benchmarks.side_by_side.comparison import Comparison, compare
@@ -22,6 +23,7 @@ from benchmarks.side_by_side.over_http import write_dataset
 from benchmarks.side_by_side.plan import RUN_BUDGET_S, Setup, Step, run_steps
 from benchmarks.side_by_side.report import Part
 from benchmarks.side_by_side.rounds import Level, run_rounds, started
+from benchmarks.side_by_side.start_up import MARKS, read_cost, read_phases
 from benchmarks.side_by_side.tables import find_ratios, judge, ratio_rows, spread, table
 from deepinfer.bench.corpus import read_dataset
 from deepinfer.bench.machine import MachineRates
@@ -222,6 +224,34 @@ def test_cost_of_a_build_is_read_from_its_last_words() -> None:
     said = "seal\nbuilt `a/b` in 83.7 s, peak memory 2.3 GiB, 483 MiB on disk\nserve it: ..."
     assert read_cost(said) == "83.7 s, peak memory 2.3 GiB"
     assert read_cost("") == "-"
+
+
+def test_phases_of_a_start_are_read_from_its_log() -> None:
+    log = (
+        "2026-01-01 10:00:01.500 INFO deepinfer.commands.serve: listening on http://a:1\n"
+        "2026-01-01 10:00:01.600 WARNING deepinfer.server.offer: loading weights takes long\n"
+        "2026-01-01 10:00:01.700 INFO deepinfer.commands.serve: tokenizers loaded in 0.0 s\n"
+        "2026-01-01 10:00:02.000 INFO deepinfer.runtime.host: one: importing OpenVINO\n"
+        "2026-01-01 10:00:02.250 INFO deepinfer.runtime.host: one: loading weights\n"
+        "2026-01-01 10:00:04.250 INFO deepinfer.runtime.host: one: warming up\n"
+        "2026-01-01 10:00:04.300 INFO deepinfer.runtime.client: engine `one` loaded in 2.3 s\n"
+    )
+    phases = read_phases(log, datetime(2026, 1, 1, 10, 0, 1))
+    assert list(phases) == [phase for _, phase in MARKS]
+    assert list(phases.values()) == [0.5, 0.5, 0.25, 2.0, 0.05]
+    cut = read_phases(log[: log.index("2026-01-01 10:00:04.250")], datetime(2026, 1, 1, 10))
+    assert list(cut) == [phase for _, phase in MARKS[:3]]
+
+
+def test_first_tokens_and_gaps_are_judged() -> None:
+    assert "1.50 (1.00 to 2.00) ms" in added_latency.describe_first_tokens([0.001, 0.002])
+    assert "at most 3 ms: met" in added_latency.describe_first_tokens([0.001, 0.002])
+    assert "at most 3 ms: missed" in added_latency.describe_first_tokens([0.004])
+    gaps = added_latency.describe_gaps([{"ours": 0.004, "bare": 0.001}], 256)
+    assert "| ours | 4.0 (4.0 to 4.0) |" in gaps
+    assert "at most 20 ms: met" in gaps
+    events = added_latency.describe_events([{"1": 10.0, "2": 15.0}], 256)
+    assert "| 2 | 1.50 (1.50 to 1.50) | 15 (15 to 15) |" in events
 
 
 def test_cost_of_an_event_is_told_as_a_ratio_first() -> None:
