@@ -64,9 +64,17 @@ class Child:
             self._process.stdin.flush()
         return self._process.stdout.readline() or None
 
+    def pause(self) -> None:
+        """Take it off the processors, with all that it has started, until `resume`."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
     def close(self) -> None:
         """Its group may outlive it: engines are processes of servers."""
         self._signal(signal.SIGTERM)
+        self.resume()  # or it would not notice
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(END_TIMEOUT_S)
         self._signal(signal.SIGKILL)

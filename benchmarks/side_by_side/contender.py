@@ -63,7 +63,8 @@ class Measured:
 
 class Contender(Protocol):
     """`prepare` does what takes long and is kept, such as installing. It and `start` raise
-    Unavailable; `stop` may come after either, and more than once."""
+    Unavailable; `stop` may come after either, and more than once. One that is paused takes no
+    processor time from another's turn: some peers keep a core busy for seconds when they idle."""
 
     name: str
     precision: str
@@ -77,6 +78,10 @@ class Contender(Protocol):
     def start(self, model: Model) -> None: ...
 
     def measure(self, load: Load) -> Measured: ...
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
 
     def stop(self) -> None: ...
 

@@ -23,6 +23,9 @@ class DeepInfer(HttpContender):
         super().__init__(logs)
         self._options = options
 
+    def pause(self) -> None:
+        """Nothing: idle it takes no processor time, and its watchdog would see its engine hang."""
+
     def command(self, model: Model, port: int) -> list[str]:
         self.precision = read_engine(model.engine).manifest.precision
         serve = [sys.executable, "-m", "deepinfer", "serve", "--engine-dir", str(model.engine)]

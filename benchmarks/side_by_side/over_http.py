@@ -98,6 +98,14 @@ class HttpContender:
         assert self._child is not None, "it is started"
         return self._child.log
 
+    def pause(self) -> None:
+        if self._child is not None:
+            self._child.pause()
+
+    def resume(self) -> None:
+        if self._child is not None:
+            self._child.resume()
+
     def stop(self) -> None:
         if self._child is not None:
             self._child.close()

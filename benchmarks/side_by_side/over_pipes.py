@@ -50,6 +50,14 @@ class PipeContender:
         found = json.loads(answer)
         return Measured(found["num_tokens"], found["elapsed_s"])
 
+    def pause(self) -> None:
+        if self._child is not None:
+            self._child.pause()
+
+    def resume(self) -> None:
+        if self._child is not None:
+            self._child.resume()
+
     def stop(self) -> None:
         if self._child is not None:
             self._child.close()

@@ -1,4 +1,6 @@
-"""Contenders take turns: A B C, A B C, ... so that no one has the machine's better minutes.
+"""Contenders take turns: A B C, C B A, ... so that no one has the machine's better minutes.
+
+The others are paused meanwhile: what one does after its turn would be in the next one's figures.
 
 Who fails once, or generates another number of tokens than was asked for, takes no further part and
 is named with the reason; the others go on.
@@ -74,6 +76,8 @@ def run_rounds(
 ) -> Seen:
     """What each contender came to. No round begins after `end_at`, by time.monotonic()."""
     turns: Seen = {level.streams: [] for level in levels}
+    for contender in taking_part.running:
+        contender.pause()
     for level in levels:
         warm_up = Load(level.streams, level.prompt_tokens, WARM_UP_TOKENS, number=-1)
         run_turn(taking_part, warm_up, is_reversed=False)
@@ -95,10 +99,13 @@ def run_turn(taking_part: Field, load: Load, *, is_reversed: bool) -> dict[str, 
     turn = {}
     order = list(taking_part.running)
     for contender in reversed(order) if is_reversed else order:
+        contender.resume()
         try:
             turn[contender.name] = check_count(contender.name, load, contender.measure(load))
         except Unavailable as reason:
             taking_part.drop(contender, str(reason))
+        else:
+            contender.pause()
     return turn
 
 

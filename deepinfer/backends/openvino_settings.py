@@ -53,8 +53,9 @@ def device_properties(manifest: EngineManifest, options: EngineOptions) -> dict[
         "INFERENCE_PRECISION_HINT": settings["inference_precision"],
         "KV_CACHE_PRECISION": settings["kv_cache_precision"],
     }
-    if "dynamic_quantization_group_size" in settings:
-        properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = settings["dynamic_quantization_group_size"]
+    for name in ("dynamic_quantization_group_size", "enable_cpu_pinning"):
+        if name in settings:
+            properties[name.upper()] = settings[name]
     if options.num_threads is not None:
         properties["INFERENCE_NUM_THREADS"] = options.num_threads
     return properties

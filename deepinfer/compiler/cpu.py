@@ -191,6 +191,11 @@ def choose_group_size(checkpoint: Checkpoint, wishes: BuildWishes) -> Choice:
     return Choice(name="group_size", value=str(fitting[0]), reason=reason)
 
 
+def choose_pinning() -> Choice:
+    reason = "a thread that is bound to a core waits for the API process there, and all with it"
+    return Choice(name="thread_pinning", value="off", reason=reason)
+
+
 def runtime_settings(
     inference_precision: str, kv_cache_precision: str, activation_group_size: int
 ) -> dict[str, str | int | bool]:
@@ -199,6 +204,7 @@ def runtime_settings(
         "inference_precision": OPENVINO_TYPES[inference_precision],
         "kv_cache_precision": OPENVINO_TYPES[kv_cache_precision],
         "dynamic_quantization_group_size": activation_group_size,
+        "enable_cpu_pinning": False,  # as `choose_pinning` says
     }
 
 

@@ -59,6 +59,7 @@ class _Formats:
             self.kv_cache_precision,
             self.inference_precision,
             self.activation_group_size,
+            cpu.choose_pinning(),
         )
         return tuple(choice for choice in choices if choice is not None)
 

@@ -70,7 +70,18 @@ def create_app(state: ServerState) -> FastAPI:
     app.add_middleware(KeyCheck, keys=state.keys, open_paths=_open_paths(state))
     app.add_middleware(RequestContext, state=state)
     _open_to_pages(app, state)
+    _complete_routes(app)
     return app
+
+
+def _complete_routes(app: FastAPI) -> None:
+    """FastAPI completes included routes when one is first looked for, which takes 10 ms or so.
+
+    The first request shall not wait for that.
+    """
+    nowhere = {"type": "http", "method": "GET", "path": "/", "root_path": "", "headers": []}
+    for route in app.routes:
+        route.matches(nowhere)
 
 
 def _open_to_pages(app: FastAPI, state: ServerState) -> None:

@@ -10,12 +10,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from benchmarks.side_by_side import added_latency, plan, report
 from benchmarks.side_by_side.alone import compact, run_script
 from benchmarks.side_by_side.api_process import describe
 from benchmarks.side_by_side.bare_asgi import EVENT, app
+from benchmarks.side_by_side.child import Child
 from benchmarks.side_by_side.comparison import Comparison, compare
 from benchmarks.side_by_side.contender import Load, Measured, Model, Unavailable, check_count
 from benchmarks.side_by_side.environment import Environment, find_reason
@@ -59,11 +61,18 @@ class Scripted:
 
     def start(self, model: Model) -> None:
         self.is_stopped = False
+        self.is_paused = False
 
     def measure(self, load: Load) -> Measured:
         self._order.append(self.name)
         num_tokens = load.num_tokens - (load.number == self._short_at)
         return Measured(num_tokens, load.num_tokens / self._rate, num_events=num_tokens)
+
+    def pause(self) -> None:
+        self.is_paused = True
+
+    def resume(self) -> None:
+        self.is_paused = False
 
     def stop(self) -> None:
         self.is_stopped = True
@@ -135,6 +144,33 @@ def test_contenders_take_turns_in_alternating_order() -> None:
     assert "".join(order) == "abc" + "abc" + "cba" + "abc"  # the first warms up
     assert len(seen[1]) == 3
     assert all(one.is_stopped for one in contenders)
+
+
+def test_others_are_paused_while_one_is_measured() -> None:
+    awake: list[list[str]] = []
+
+    class Watching(Scripted):
+        def measure(self, load: Load) -> Measured:
+            awake.append([one.name for one in contenders if not one.is_paused])
+            return super().measure(load)
+
+    contenders = [Watching(name, []) for name in "abc"]
+    with started(contenders, MODEL, quiet) as taking_part:
+        run_rounds(taking_part, [Level(1, 4, 8)], 2, math.inf, quiet)
+    assert awake == [[name] for name in "abc" + "abc" + "cba"]
+
+
+def test_paused_process_stands_still_and_still_ends(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "for line in open(0): print(line, end='', flush=True)"]
+    child = Child(command, tmp_path / "log", is_asked=True)
+    assert child.ask("a") == "a\n"
+    child.pause()
+    assert psutil.Process(child.pid).status() == psutil.STATUS_STOPPED
+    child.resume()
+    assert child.ask("b") == "b\n"
+    child.pause()
+    child.close()
+    assert not child.is_running
 
 
 def test_no_round_begins_when_the_time_is_over() -> None:
@@ -300,8 +336,8 @@ def test_part_that_fails_is_named_with_its_reason(tmp_path: Path) -> None:
     assert parts == [Part(title="decode", text="Left out: no numpy.")]
 
 
-def test_parts_fit_the_half_hour_together() -> None:
-    assert sum(step.budget_s for step in plan.STEPS) <= RUN_BUDGET_S
+def test_certain_parts_fit_the_half_hour_together() -> None:
+    assert sum(step.budget_s for step in plan.CERTAIN) <= RUN_BUDGET_S
     comparisons = (plan.HTTP_COST, plan.PEERS_BESIDE, plan.EVENTS)
     assert all(one.num_rounds >= 5 for one in comparisons)
 
