@@ -22,7 +22,7 @@ from deepinfer.commands import SUMMARIES
 
 PACKAGE = Path(__file__).parent.parent / "deepinfer"
 
-BASE = ["errors", "device", "generation", "engine", "validation", "logs"]
+BASE = ["errors", "device", "generation", "engine", "validation", "logs", "precedence"]
 RECORDS = [
     *("weights", "checkpoint", "manifest", "adapter", "config", "config_layers"),
     "trtllm_release",

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from deepinfer import logs
+from deepinfer import logs, precedence
 from deepinfer.backends.base import Backend, BackendFault
 from deepinfer.backends.loading import load_backend
 from deepinfer.engine import EngineOptions, Load
@@ -352,6 +352,7 @@ def main() -> int:
     parser.add_argument("--log-format", choices=("text", "json"), default="text")
     arguments = parser.parse_args()
     _die_with_parent()
+    precedence.stand_up()
     logs.configure(arguments.log_level, arguments.log_format)
     options = msgspec.json.decode(arguments.options, type=EngineOptions)
     listener = socket.socket(fileno=arguments.listen_fd)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator
 
 import uvicorn
 
+from deepinfer import precedence
 from deepinfer.errors import BackendError
 from deepinfer.runtime.client import EngineClient
 from deepinfer.server.app import create_app
@@ -95,6 +96,8 @@ async def serve(
     no engine can be loaded; of several, those that can are served.
     """
     started_at = time.monotonic()
+    if any(engine.manifest.target.kind == "cpu" for engine in state.engines):
+        precedence.give_way()
     signals = StopSignals(state)
     signals.install()
     _reload_keys_on_hangup(state)
