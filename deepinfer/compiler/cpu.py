@@ -38,7 +38,7 @@ ARCHITECTURES_OF_OLDER_TRANSFORMERS = (
 # not measured, and then never chosen by itself.
 MAX_PERPLEXITY_COST = 0.01
 PERPLEXITY_COST: dict[str, float | None] = {
-    "int4": 0.0021,
+    "int4": 0.0022,
     "int8": 0.0,
     "bf16": 0.0,
     "fp16": 0.0,
@@ -159,7 +159,7 @@ def choose_activation_group_size(precision: str, int4_group_size: int | None) ->
     if precision not in ("int8", "int4"):
         return None
     size = min(ACTIVATION_GROUP_SIZE, int4_group_size or ACTIVATION_GROUP_SIZE)
-    reason = "the fastest that was measured; quality is that of groups of 32"
+    reason = "1.1 to 1.2 times as fast as 32, at no cost in perplexity that shows"
     if size < ACTIVATION_GROUP_SIZE:
         reason = "as many as weights that share a scale"
     return Choice(name="activation_group_size", value=str(size), reason=reason)
