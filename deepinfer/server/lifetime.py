@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -105,6 +106,7 @@ async def serve(
         # Engines load in processes of their own, beside the making of the application.
         await start_engines(state)
     server = _make_server(state, tls)
+    keep_for_good()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     serving.add_done_callback(lambda _: signals.first.set())
     try:
@@ -135,6 +137,15 @@ def _make_server(state: ServerState, tls: ssl.SSLContext | None) -> _HttpServer:
     config.load()
     config.ssl = tls  # uvicorn itself takes files only
     return _HttpServer(config)
+
+
+def keep_for_good() -> None:
+    """Spare the collections to come what there is by now: modules, schemas, routes, tokenizers.
+
+    Else each full one stops the process to go through them, in the middle of streams.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 async def start_engines(state: ServerState) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -12,6 +13,7 @@ from pathlib import Path
 import httpx
 
 from deepinfer.manifest import write_manifest
+from deepinfer.server import lifetime
 from tests.server.serving import (
     client_of,
     make_echo_engine,
@@ -199,6 +201,17 @@ def test_engine_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:
     assert "error: engine `echo.simulated` was built for any; this machine has no" in server.log
     assert "hint: " in server.log
     assert "Traceback" not in server.log
+
+
+def test_collections_pass_over_what_a_server_is_made_of() -> None:
+    before = gc.get_freeze_count()
+    kept = [[number] for number in range(1_000)]
+    lifetime.keep_for_good()
+    try:
+        assert gc.get_freeze_count() > before + len(kept)
+        assert not any(one is kept[0] for one in gc.get_objects())
+    finally:
+        gc.unfreeze()
 
 
 def test_one_engine_of_many_is_served_when_it_is_named(tmp_path: Path) -> None:
