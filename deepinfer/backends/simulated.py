@@ -5,6 +5,7 @@ It serves the tests and the benchmarks of everything around a model. It keeps ev
 
     script              token ids separated by spaces; when absent, the prompt is repeated once
     step_us             microseconds that one step takes; 0 is as fast as possible
+    load_ms             milliseconds that loading takes, as it does with weights
     tokens_per_block    tokens in a KV cache block
     num_blocks          KV cache blocks; when absent, enough for full batches
     counts              each token is the one after the token before it, without an end, so that an
@@ -51,6 +52,7 @@ class SimulatedBackend:
     def load(cls, engine: EngineFolder) -> SimulatedBackend:
         manifest = engine.manifest
         settings = manifest.backend.settings
+        time.sleep(int(settings.get("load_ms", 0)) / 1e3)
         script = settings.get("script")
         fault, stumble = settings.get("fault_token_id"), settings.get("stumble_token_id")
         return cls(

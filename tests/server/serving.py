@@ -24,6 +24,7 @@ ENGINE_NAME = "echo.simulated"
 CONTEXT_LENGTH = 4096
 MAX_WAITING = 64  # of the server that most tests share
 DEADLINE_S = 20.0
+LOAD_MS = 2_500  # of an engine that is asked while it loads: more than the application takes
 # No end-of-sequence token in it: the engine repeats the prompt, and would stop there.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<s>{{ message.role }}: {{ message.content }}\n{% endfor %}"

@@ -15,6 +15,7 @@ import httpx
 from deepinfer.manifest import write_manifest
 from deepinfer.server import lifetime
 from tests.server.serving import (
+    LOAD_MS,
     client_of,
     make_echo_engine,
     raw_request,
@@ -38,9 +39,8 @@ def assert_not_ready(response: httpx.Response, code: str) -> None:
 
 
 def test_health_says_the_phase_while_the_engine_loads(tmp_path: Path) -> None:
-    make_echo_engine(tmp_path / "echo")
+    make_echo_engine(tmp_path / "echo", load_ms=LOAD_MS)
     with starting(tmp_path) as server, client_of(server) as client:
-        # The API listens before the engine process is even started.
         health = client.get("/health")
         assert_not_ready(health, "engine_loading")
         assert health.json()["detail"] == "Engine not initialized"

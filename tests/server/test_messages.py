@@ -24,6 +24,7 @@ from tests.server.messaging import (
 from tests.server.serving import (
     CONTEXT_LENGTH,
     DEADLINE_S,
+    LOAD_MS,
     MODEL_ID,
     ServerProcess,
     client_of,
@@ -294,7 +295,7 @@ def test_prompt_of_any_length_can_be_counted(sdk: anthropic.Anthropic) -> None:
 
 
 def test_tokens_are_counted_while_the_engine_loads(tmp_path: Path) -> None:
-    make_echo_engine(tmp_path / "echo")
+    make_echo_engine(tmp_path / "echo", load_ms=LOAD_MS)
     body = {"messages": [user("one two")], "max_tokens": 1}
     with starting(tmp_path) as server, client_of(server) as http:
         assert http.get("/health").json()["error"]["code"] == "engine_loading"
