@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -165,7 +166,10 @@ def test_paused_process_stands_still_and_still_ends(tmp_path: Path) -> None:
     child = Child(command, tmp_path / "log", is_asked=True)
     assert child.ask("a") == "a\n"
     child.pause()
-    assert psutil.Process(child.pid).status() == psutil.STATUS_STOPPED
+    deadline = time.monotonic() + 10
+    while psutil.Process(child.pid).status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     child.resume()
     assert child.ask("b") == "b\n"
     child.pause()
