@@ -89,6 +89,25 @@ class Child:
             os.killpg(self._process.pid, number)
 
 
+class ChildOwner:
+    """A contender that lives in a child, once it is started."""
+
+    _child: Child | None = None
+
+    def pause(self) -> None:
+        if self._child is not None:
+            self._child.pause()
+
+    def resume(self) -> None:
+        if self._child is not None:
+            self._child.resume()
+
+    def stop(self) -> None:
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+
 def run_bounded(command: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
     """As `subprocess.run` with its output kept, but what the command has started ends with it."""
     with subprocess.Popen(

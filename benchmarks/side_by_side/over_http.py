@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 
-from benchmarks.side_by_side.child import Child, find_port
+from benchmarks.side_by_side.child import Child, ChildOwner, find_port
 from benchmarks.side_by_side.contender import Load, Measured, Model, Unavailable
 from deepinfer.bench.client import BenchClient
 from deepinfer.bench.connection import ConnectionEnded
@@ -28,7 +28,7 @@ ANSWER_TIMEOUT_S = 300.0
 POLL_S = 0.2
 
 
-class HttpContender:
+class HttpContender(ChildOwner):
     """Subclasses say what they are called and which command serves a model."""
 
     name = ""
@@ -39,7 +39,6 @@ class HttpContender:
 
     def __init__(self, logs: Path) -> None:
         self._log = logs / f"{self.name}.log"
-        self._child: Child | None = None
         self._known: Acquaintance | None = None
 
     @property
@@ -97,19 +96,6 @@ class HttpContender:
     def log(self) -> str:
         assert self._child is not None, "it is started"
         return self._child.log
-
-    def pause(self) -> None:
-        if self._child is not None:
-            self._child.pause()
-
-    def resume(self) -> None:
-        if self._child is not None:
-            self._child.resume()
-
-    def stop(self) -> None:
-        if self._child is not None:
-            self._child.close()
-            self._child = None
 
     def serve(self, model: Model) -> str:
         """Its URL, once it is ready. Raises Unavailable with its last words."""

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from benchmarks.side_by_side.child import Child
+from benchmarks.side_by_side.child import Child, ChildOwner
 from benchmarks.side_by_side.contender import Load, Measured, Model, Unavailable
 
 
-class PipeContender:
+class PipeContender(ChildOwner):
     """Subclasses say what they are called and which command takes jobs for a model."""
 
     name = ""
@@ -23,7 +23,6 @@ class PipeContender:
 
     def __init__(self, logs: Path) -> None:
         self._log = logs / f"{self.name}.log"
-        self._child: Child | None = None
         self._tokenizer: Tokenizer | None = None
 
     @property
@@ -49,16 +48,3 @@ class PipeContender:
             raise Unavailable(f"{self.name} ended: {self._child.last_words}")
         found = json.loads(answer)
         return Measured(found["num_tokens"], found["elapsed_s"])
-
-    def pause(self) -> None:
-        if self._child is not None:
-            self._child.pause()
-
-    def resume(self) -> None:
-        if self._child is not None:
-            self._child.resume()
-
-    def stop(self) -> None:
-        if self._child is not None:
-            self._child.close()
-            self._child = None
