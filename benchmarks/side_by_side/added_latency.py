@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.side_by_side.api_process import MAX_SEQ_LEN, PROMPT_TOKENS, BareAsgi
 from benchmarks.side_by_side.bare_asgi import STEP_S
-from benchmarks.side_by_side.contender import Load, Model
+from benchmarks.side_by_side.contender import Load, Model, Unavailable
 from benchmarks.side_by_side.deepinfer_http import DeepInfer
 from benchmarks.side_by_side.over_http import HttpContender
 from benchmarks.side_by_side.report import Part
@@ -89,6 +89,8 @@ def measure_gaps(
                 turns.append(turn)
             if time.monotonic() > end_at:
                 break
+    if not turns:
+        raise Unavailable("no turn within the time that it has")
     return turns
 
 
