@@ -20,7 +20,8 @@ class Library:
     genai: Any
     core: Any
     numpy: Any
-    finish_reasons: dict[Any, FinishReason | None]
+    finish_reasons: dict[Any, FinishReason]
+    unfinished: Any
     ignored: Any
 
     @classmethod
@@ -42,10 +43,10 @@ class Library:
             core=openvino,
             numpy=numpy,
             finish_reasons={
-                reasons.NONE: None,
                 reasons.STOP: FinishReason.STOP,
                 reasons.LENGTH: FinishReason.LENGTH,
             },
+            unfinished=reasons.NONE,
             ignored=native.GenerationStatus.IGNORED,
         )
 

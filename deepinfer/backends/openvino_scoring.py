@@ -57,6 +57,8 @@ class Scorer:
 
     def pass_on(self, chunks: Iterable[TokenChunk]) -> list[TokenChunk]:
         """Take new chunks, score a piece, and return every chunk that is complete."""
+        if not self._sequences:
+            return list(chunks)
         ready = []
         for chunk in chunks:
             sequence = self._sequences.get(chunk.request_id)

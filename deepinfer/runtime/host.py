@@ -50,6 +50,8 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # long as the second figure.
 GATHER_GAP_S = 0.001
 MAX_GATHER_S = 0.01
+# How often a backend is asked for its used blocks while nobody comes or goes.
+LOAD_INTERVAL_S = 0.1
 
 
 class Peer:
@@ -60,6 +62,7 @@ class Peer:
         self.connection = connection
         self.chunks: list[TokenChunk] = []  # not sent yet
         self.known_load: Load | None = None
+        self.is_watched_for_writing = False
         self._reader = wire.FrameReader()
         self._outgoing = bytearray()
 
@@ -109,6 +112,8 @@ class EngineHost:
         self._ready: wire.Ready | None = None
         self._is_stopping = False
         self._num_chunks = 0  # that the backend has made, for anybody
+        self._load_now = Load()
+        self._load_ages_at = 0.0
         self._backend: Backend
         self._queue: AdmissionQueue
 
@@ -228,8 +233,10 @@ class EngineHost:
 
     def _watch(self, peer: Peer) -> None:
         """Wake up for writing only while there is something to write."""
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.has_outgoing else 0)
-        self._selector.modify(peer.connection, events)
+        if peer.is_watched_for_writing != peer.has_outgoing:
+            peer.is_watched_for_writing = peer.has_outgoing
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.has_outgoing else 0)
+            self._selector.modify(peer.connection, events)
 
     def _forget(self, peer: Peer) -> None:
         self._selector.unregister(peer.connection)
@@ -289,6 +296,8 @@ class EngineHost:
                 self._cancelled.append(request_id)
 
     def _admit(self) -> None:
+        if not self._queue.num_waiting:
+            return
         admitted = list(self._queue.admit())
         for peer in self._peers.values():
             ids = tuple(r.request_id for r in admitted if self._owners[r.request_id] is peer)
@@ -308,7 +317,8 @@ class EngineHost:
                     )
                 )
 
-    # Stepping
+    # Stepping: between two steps all is done with cold caches, since a step has read every weight
+    # of the model, so that a line costs a hundred times what it would in a benchmark of its own.
 
     def _step(self) -> None:
         chunks = self._backend.step()
@@ -321,14 +331,25 @@ class EngineHost:
 
     def _report_step(self) -> None:
         """Send each peer its new tokens, and how busy the engine is when that has changed."""
-        queue = self._queue
-        load = Load(queue.num_admitted, queue.num_waiting, self._backend.num_used_blocks)
+        load = self._measure_load()
         for peer in self._peers.values():
-            if peer.chunks or peer.known_load != load:
+            if peer.chunks or peer.known_load is not load:
                 peer.send(wire.Step(tuple(peer.chunks), load))
                 peer.chunks.clear()
                 peer.known_load = load
                 self._watch(peer)
+
+    def _measure_load(self) -> Load:
+        """The same object for as long as nothing has changed."""
+        queue, known, now = self._queue, self._load_now, time.monotonic()
+        num_admitted, num_waiting = queue.num_admitted, queue.num_waiting
+        has_moved = known.num_running != num_admitted or known.num_waiting != num_waiting
+        if has_moved or now >= self._load_ages_at:
+            load = Load(num_admitted, num_waiting, self._backend.num_used_blocks)
+            self._load_ages_at = now + LOAD_INTERVAL_S
+            if load != known:
+                self._load_now = load
+        return self._load_now
 
     def _deliver(self, chunk: TokenChunk) -> None:
         self._owners[chunk.request_id].chunks.append(chunk)
