@@ -2,7 +2,8 @@
 
 Reads one JSON line of prompts at a time from stdin, runs them together, and answers with the
 number of generated tokens and the seconds. Loaded with the same settings as DeepInfer loads it, but
-for those in a second argument: JSON with `scheduler` and `properties`.
+for those in a second argument: JSON with `scheduler`, `properties` and `huge_pages`, which moves
+its memory where DeepInfer's engines have theirs.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import numpy as np
 import openvino as ov
 import openvino_genai
 
+from deepinfer import huge_pages
 from deepinfer.manifest import EngineFolder, read_engine
 
 TOKENS_PER_BLOCK = 32
+WARM_UP_TOKENS = 32
 
 
-def load(engine: EngineFolder, overrides: dict[str, dict[str, Any]]) -> Any:
+def load(engine: EngineFolder, overrides: dict[str, Any]) -> Any:
     limits, settings = engine.manifest.limits, engine.manifest.backend.settings
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.max_num_seqs = limits.max_batch_size
@@ -36,9 +39,13 @@ def load(engine: EngineFolder, overrides: dict[str, dict[str, Any]]) -> Any:
     properties = {name.upper(): value for name, value in settings.items()}
     properties["INFERENCE_PRECISION_HINT"] = properties.pop("INFERENCE_PRECISION")
     properties |= overrides.get("properties", {})
-    return openvino_genai.ContinuousBatchingPipeline(
+    pipeline = openvino_genai.ContinuousBatchingPipeline(
         engine.payload_dir, scheduler, "CPU", properties
     )
+    if overrides.get("huge_pages"):
+        run(pipeline, [[0] * WARM_UP_TOKENS], max_tokens=2)  # the first step repacks the weights
+        huge_pages.collapse()
+    return pipeline
 
 
 def run(pipeline: Any, prompts: list[list[int]], max_tokens: int) -> tuple[int, float]:

@@ -28,8 +28,9 @@ NUM_DECODED = 48  # tokens of each stream
 STREAMS = (1, 4, 16)
 TOKEN_IDS = range(300, 100_000)
 PLANNED = "as planned"
-VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     PLANNED: {},
+    "huge pages": {"huge_pages": True},
     "1 thread": {"properties": {"INFERENCE_NUM_THREADS": 1}},
     "threads pinned to cores": {"properties": {"ENABLE_CPU_PINNING": True}},
     "threads not pinned": {"properties": {"ENABLE_CPU_PINNING": False}},

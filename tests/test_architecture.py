@@ -22,7 +22,10 @@ from deepinfer.commands import SUMMARIES
 
 PACKAGE = Path(__file__).parent.parent / "deepinfer"
 
-BASE = ["errors", "device", "generation", "engine", "validation", "logs", "precedence"]
+BASE = [
+    *("errors", "device", "generation", "engine", "validation", "logs"),
+    *("precedence", "huge_pages"),
+]
 RECORDS = [
     *("weights", "checkpoint", "manifest", "adapter", "config", "config_layers"),
     "trtllm_release",

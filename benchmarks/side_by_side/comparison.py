@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from benchmarks.side_by_side.contender import Contender, Model, Unit
 from benchmarks.side_by_side.report import Part
-from benchmarks.side_by_side.rounds import Field, Level, Say, Seen, run_rounds, started
+from benchmarks.side_by_side.rounds import Level, Say, Seen, run_lives
 from benchmarks.side_by_side.tables import (
     Turn,
     find_ratios,
@@ -27,15 +27,17 @@ TURNS = (
     "All take turns, with the same prompts, and have generated the same number of tokens. "
     "The extremes are in brackets."
 )
+ANEW = "All were started {} times, since two processes of the same program may differ by 3%."
 
 
 @dataclass(frozen=True)
 class Comparison:
     title: str
     levels: tuple[Level, ...]
-    num_rounds: int
+    num_rounds: int  # of a life
     units: tuple[Unit, ...] = ("tokens",)
     target: float | None = None  # of the first over the second, in the first unit
+    num_lives: int = 1  # in each of which all are started anew
 
 
 def compare(
@@ -46,14 +48,14 @@ def compare(
     say: Say,
 ) -> Part:
     end_at = time.monotonic() + budget_s
-    with started(contenders, model, say) as taking_part:
-        seen = run_rounds(taking_part, comparison.levels, comparison.num_rounds, end_at, say)
-        texts = [
-            describe_loads(comparison.levels, seen),
-            *show(comparison, seen, [one.name for one in contenders]),
-            describe_contenders(contenders, taking_part),
-        ]
-    figures = {"turns": seen, "absent": taking_part.absent}
+    levels, num_rounds, num_lives = comparison.levels, comparison.num_rounds, comparison.num_lives
+    seen, absent = run_lives(contenders, model, levels, num_lives, num_rounds, end_at, say)
+    texts = [
+        describe_loads(comparison, seen),
+        *show(comparison, seen, [one.name for one in contenders]),
+        describe_contenders(contenders, absent),
+    ]
+    figures = {"turns": seen, "absent": absent}
     return Part(title=comparison.title, text="\n\n".join(texts), figures=figures)
 
 
@@ -94,20 +96,21 @@ def rates_by_level(seen: Seen, unit: Unit) -> dict[int, list[Turn]]:
     }
 
 
-def describe_loads(levels: Sequence[Level], seen: Seen) -> str:
+def describe_loads(comparison: Comparison, seen: Seen) -> str:
     lines = [
         f"- {one.streams} at once: {one.prompt_tokens} tokens in and {one.output_tokens} out each, "
         f"median of {len(seen[one.streams])} turns"
-        for one in levels
+        for one in comparison.levels
     ]
-    return "\n".join([*lines, "", TURNS])
+    how = [TURNS, ANEW.format(comparison.num_lives)] if comparison.num_lives > 1 else [TURNS]
+    return "\n".join([*lines, "", " ".join(how)])
 
 
-def describe_contenders(contenders: Sequence[Contender], taking_part: Field) -> str:
+def describe_contenders(contenders: Sequence[Contender], absent: Mapping[str, str]) -> str:
     """A line each: what it was, or why it was not."""
     lines = []
     for one in contenders:
-        if reason := taking_part.absent.get(one.name):
+        if reason := absent.get(one.name):
             lines.append(f"- {one.name}: left out, {reason}")
         else:
             about = ", ".join(part for part in (one.version, one.precision, one.note) if part)

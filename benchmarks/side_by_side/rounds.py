@@ -2,6 +2,9 @@
 
 The others are paused meanwhile: what one does after its turn would be in the next one's figures.
 
+They are started anew as often as is asked for. The same program in two processes was seen to differ
+by 3% for as long as both ran, so that any number of turns of one life says too little.
+
 Who fails once, or generates another number of tokens than was asked for, takes no further part and
 is named with the reason; the others go on.
 """
@@ -71,8 +74,41 @@ def started(contenders: Sequence[Contender], model: Model, say: Say) -> Iterator
             contender.stop()
 
 
+def run_lives(
+    contenders: Sequence[Contender],
+    model: Model,
+    levels: Sequence[Level],
+    num_lives: int,
+    num_rounds: int,
+    end_at: float,
+    say: Say,
+) -> tuple[Seen, dict[str, str]]:
+    """What each came to in all lives, and who is missing with the reason.
+
+    No life after the first and no round begins after `end_at`, by time.monotonic().
+    """
+    turns: Seen = {level.streams: [] for level in levels}
+    absent: dict[str, str] = {}
+    for life in range(num_lives):
+        if life and time.monotonic() > end_at:
+            say(f"no time for life {life + 1}")
+            break
+        staying = [one for one in contenders if one.name not in absent]
+        with started(staying, model, say) as taking_part:
+            seen = run_rounds(taking_part, levels, num_rounds, end_at, say, first_round=life + 1)
+        absent |= taking_part.absent
+        for streams, found in seen.items():
+            turns[streams] += found
+    return turns, absent
+
+
 def run_rounds(
-    taking_part: Field, levels: Sequence[Level], num_rounds: int, end_at: float, say: Say
+    taking_part: Field,
+    levels: Sequence[Level],
+    num_rounds: int,
+    end_at: float,
+    say: Say,
+    first_round: int = 1,
 ) -> Seen:
     """What each contender came to. No round begins after `end_at`, by time.monotonic()."""
     turns: Seen = {level.streams: [] for level in levels}
@@ -82,7 +118,7 @@ def run_rounds(
         warm_up = Load(level.streams, level.prompt_tokens, WARM_UP_TOKENS, number=-1)
         run_turn(taking_part, warm_up, is_reversed=False)
     numbers = itertools.count()
-    for round_number in range(1, num_rounds + 1):
+    for round_number in range(first_round, first_round + num_rounds):
         if time.monotonic() > end_at:
             say(f"no time for round {round_number}")
             break

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from deepinfer import huge_pages
 from deepinfer.backends.base import BackendFault, ReportPhase
 from deepinfer.backends.openvino_grammars import GrammarGate
 from deepinfer.backends.openvino_library import Library, first_line
@@ -100,7 +101,9 @@ class OpenVinoBackend:
             gate if has_tokenizer else None,
         )
         report("warming up", 80)
-        backend._warm_up(manifest)
+        backend._warm_up(manifest)  # which repacks the weights: what is moved is what stays
+        report("moving weights to huge pages", 90)
+        logger.debug("%d MiB lie in huge pages", huge_pages.collapse() >> 20)
         return backend
 
     @property
@@ -171,12 +174,16 @@ class OpenVinoBackend:
                 self._pipeline.step()
         except Exception as error:
             return refusals + self._recover(error)
-        chunks = [self._read(request_id, handle) for request_id, handle in self._handles.items()]
+        chunks = [
+            chunk
+            for request_id, handle in self._handles.items()
+            if (chunk := self._read(request_id, handle)) is not None
+        ]
         for chunk in chunks:
-            if chunk is not None and chunk.finish_reason is not None:
+            if chunk.finish_reason is not None:
                 del self._handles[chunk.request_id]
                 self._with_log_probs.discard(chunk.request_id)
-        return refusals + self._scorer.pass_on(chunk for chunk in chunks if chunk is not None)
+        return refusals + self._scorer.pass_on(chunks)
 
     def _recover(self, error: Exception) -> list[TokenChunk]:
         """Let go of every request, after which the library can step again; they may come back.
@@ -221,28 +228,28 @@ class OpenVinoBackend:
         token_ids: list[int] = []
         log_probs: list[float] = []
         finish = None
+        has_log_probs = request_id in self._with_log_probs
         while handle.can_read():
             for output in handle.read().values():
                 token_ids.extend(output.generated_ids)
-                log_probs.extend(output.generated_log_probs)
-                finish = self._library.finish_reasons[output.finish_reason]
-        if finish is None and handle.get_status() == self._library.ignored:
+                if has_log_probs:
+                    log_probs.extend(output.generated_log_probs)
+                if output.finish_reason != self._library.unfinished:
+                    finish = self._library.finish_reasons[output.finish_reason]
+        if token_ids or finish is not None:
             return TokenChunk(
                 request_id=request_id,
                 token_ids=tuple(token_ids),
+                finish_reason=finish,
+                log_probs=tuple(map(TokenLogProbs, log_probs)),
+            )
+        if handle.get_status() == self._library.ignored:
+            return TokenChunk(
+                request_id=request_id,
                 finish_reason=FinishReason.ERROR,
                 message="the engine ran out of KV cache for this request",
             )
-        if not token_ids and finish is None:
-            return None
-        return TokenChunk(
-            request_id=request_id,
-            token_ids=tuple(token_ids),
-            finish_reason=finish,
-            log_probs=tuple(TokenLogProbs(value) for value in log_probs)
-            if request_id in self._with_log_probs
-            else (),
-        )
+        return None
 
     def _warm_up(self, manifest: EngineManifest) -> None:
         """Run one short request: the first step repacks the weights; no user should wait for it."""

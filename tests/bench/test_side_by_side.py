@@ -25,7 +25,7 @@ from benchmarks.side_by_side.environment import Environment, find_reason
 from benchmarks.side_by_side.over_http import write_dataset
 from benchmarks.side_by_side.plan import RUN_BUDGET_S, Setup, Step, run_steps
 from benchmarks.side_by_side.report import Part
-from benchmarks.side_by_side.rounds import Level, run_rounds, started
+from benchmarks.side_by_side.rounds import Level, run_lives, run_rounds, started
 from benchmarks.side_by_side.start_up import MARKS, read_cost, read_phases
 from benchmarks.side_by_side.tables import find_ratios, judge, ratio_rows, spread, table
 from deepinfer.bench.corpus import read_dataset
@@ -145,6 +145,36 @@ def test_contenders_take_turns_in_alternating_order() -> None:
     assert "".join(order) == "abc" + "abc" + "cba" + "abc"  # the first warms up
     assert len(seen[1]) == 3
     assert all(one.is_stopped for one in contenders)
+
+
+def test_each_life_is_started_anew_and_has_the_other_order() -> None:
+    order: list[str] = []
+
+    class Starting(Scripted):
+        def start(self, model: Model) -> None:
+            order.append(self.name.upper())
+            super().start(model)
+
+    contenders = [Starting("a", order), Starting("b", order)]
+    seen, absent = run_lives(contenders, MODEL, [Level(1, 4, 8)], 3, 1, math.inf, quiet)
+    assert " ".join(order) == "A B a b a b A B a b b a A B a b a b"  # each warms up first
+    assert len(seen[1]) == 3 and not absent
+
+
+def test_who_fails_in_one_life_is_not_started_in_the_next() -> None:
+    order: list[str] = []
+    contenders = [Scripted("a", order), Scripted("b", order, short_at=0)]
+    seen, absent = run_lives(contenders, MODEL, [Level(1, 4, 8)], 2, 1, math.inf, quiet)
+    assert "".join(order) == "ab" + "ab" + "a" + "a"
+    assert [sorted(turn) for turn in seen[1]] == [["a"], ["a"]]
+    assert absent == {"b": "b generated 7 tokens instead of 8 at 1 streams"}
+
+
+def test_no_life_begins_when_the_time_is_over() -> None:
+    order: list[str] = []
+    levels = [Level(1, 4, 8)]
+    seen, _ = run_lives([Scripted("a", order)], MODEL, levels, 3, 1, -math.inf, quiet)
+    assert seen == {1: []} and order == ["a"]  # the warm-up of the first
 
 
 def test_others_are_paused_while_one_is_measured() -> None:
@@ -343,7 +373,7 @@ def test_part_that_fails_is_named_with_its_reason(tmp_path: Path) -> None:
 def test_certain_parts_fit_the_half_hour_together() -> None:
     assert sum(step.budget_s for step in plan.CERTAIN) <= RUN_BUDGET_S
     comparisons = (plan.HTTP_COST, plan.PEERS_BESIDE, plan.EVENTS)
-    assert all(one.num_rounds >= 5 for one in comparisons)
+    assert all(one.num_rounds * one.num_lives >= 5 for one in comparisons)
 
 
 def test_page_and_figures_are_written_together(tmp_path: Path) -> None:
