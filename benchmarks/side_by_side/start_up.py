@@ -35,7 +35,8 @@ MARKS = (
     ("importing OpenVINO", "what is served, tokenizers, and the engine's process"),
     ("loading weights", "importing the library"),
     ("warming up", "loading the weights"),
-    ("` loaded in ", "warming up"),
+    ("moving weights to huge pages", "warming up"),
+    ("` loaded in ", "moving weights to huge pages"),
 )
 
 

@@ -304,11 +304,12 @@ def test_phases_of_a_start_are_read_from_its_log() -> None:
         "2026-01-01 10:00:02.000 INFO deepinfer.runtime.host: one: importing OpenVINO\n"
         "2026-01-01 10:00:02.250 INFO deepinfer.runtime.host: one: loading weights\n"
         "2026-01-01 10:00:04.250 INFO deepinfer.runtime.host: one: warming up\n"
-        "2026-01-01 10:00:04.300 INFO deepinfer.runtime.client: engine `one` loaded in 2.3 s\n"
+        "2026-01-01 10:00:04.300 INFO deepinfer.runtime.host: one: moving weights to huge pages\n"
+        "2026-01-01 10:00:04.500 INFO deepinfer.runtime.client: engine `one` loaded in 2.5 s\n"
     )
     phases = read_phases(log, datetime(2026, 1, 1, 10, 0, 1))
     assert list(phases) == [phase for _, phase in MARKS]
-    assert list(phases.values()) == [0.5, 0.5, 0.25, 2.0, 0.05]
+    assert list(phases.values()) == [0.5, 0.5, 0.25, 2.0, 0.05, 0.2]
     cut = read_phases(log[: log.index("2026-01-01 10:00:04.250")], datetime(2026, 1, 1, 10))
     assert list(cut) == [phase for _, phase in MARKS[:3]]
 
