@@ -212,7 +212,7 @@ CERTAIN = (
 )
 WHERE_TIME_IS_LEFT = (  # on a machine that is quick enough
     Step("growth", 270, quote_growth),
-    Step("settings", 420, quote_settings),
+    Step("settings", 470, quote_settings),
     Step("speculation", 300, quote_speculation),
 )
 STEPS = CERTAIN + WHERE_TIME_IS_LEFT

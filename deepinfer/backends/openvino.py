@@ -44,7 +44,7 @@ TOKENS_PER_BLOCK = 32  # the CPU plugin's paged attention has no other block siz
 FREE_MEMORY_SHARE = (
     0.6  # of what is free when an engine loads; the rest is for activations and others
 )
-WARM_UP_TOKENS = 32
+WARM_UP_TOKENS = 256  # a full step: the first one of a size makes room and kernels for it
 TOKENIZER_NAME = "openvino_tokenizer.xml"  # which the library reads a grammar's tokens from
 TRIAL_WAIT_S = 0.005  # for the trial of a grammar, in a step that has nothing else to do
 
