@@ -56,9 +56,10 @@ RULES: dict[str, list[str]] = {
     "compiler.*": [*LOW, "terminal", "compiler.*"],
     "backends.*": [*LOW, "backends.*"],
     "runtime.wire": LOW,
+    "runtime.peer": [*LOW, "runtime.wire"],
     "runtime.turns": LOW,
     "runtime.queue": [*LOW, "runtime.turns"],
-    "runtime.host": [*LOW, "runtime.wire", "runtime.queue", "backends.*"],
+    "runtime.host": [*LOW, "runtime.wire", "runtime.peer", "runtime.queue", "backends.*"],
     **{name: [*LOW, *CLIENT_PARTS] for name in CLIENT_PARTS},
     "runtime.client": [*LOW, *CLIENT_PARTS],
     # The front keeps engines for its workers, who talk to them.

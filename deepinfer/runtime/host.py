@@ -39,11 +39,11 @@ from deepinfer.errors import (
 from deepinfer.generation import FinishReason, GenerationRequest, TokenChunk
 from deepinfer.manifest import EngineFolder, read_engine
 from deepinfer.runtime import wire
+from deepinfer.runtime.peer import Peer
 from deepinfer.runtime.queue import AdmissionQueue
 
 logger = logging.getLogger("deepinfer.runtime.host")  # not "__main__", as it is run
 
-RECEIVE_BYTES = 1 << 20
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Clients that start together arrive some 0.5 ms apart. A step takes tens of milliseconds on a CPU
 # and cannot be joined once it runs, so an idle engine waits for the next one this long, in all as
@@ -52,50 +52,6 @@ GATHER_GAP_S = 0.001
 MAX_GATHER_S = 0.01
 # How often a backend is asked for its used blocks while nobody comes or goes.
 LOAD_INTERVAL_S = 0.1
-
-
-class Peer:
-    """One connected API process: what it has sent so far, and what it has yet to be sent."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        connection.setblocking(False)
-        self.connection = connection
-        self.chunks: list[TokenChunk] = []  # not sent yet
-        self.known_load: Load | None = None
-        self.is_watched_for_writing = False
-        self._reader = wire.FrameReader()
-        self._outgoing = bytearray()
-
-    @property
-    def has_outgoing(self) -> bool:
-        return bool(self._outgoing)
-
-    def receive(self) -> list[wire.ToEngine] | None:
-        """The messages that have arrived, or None when the other side is gone."""
-        try:
-            data = self.connection.recv(RECEIVE_BYTES)
-        except BlockingIOError:
-            return []
-        except OSError:
-            return None
-        if not data:
-            return None
-        return [wire.decode_to_engine(body) for body in self._reader.feed(data)]
-
-    def send(self, message: wire.FromEngine) -> None:
-        """Queue a message and write what the socket takes now; never waits for the other side."""
-        self._outgoing += wire.encode(message)
-        self.flush()
-
-    def flush(self) -> None:
-        try:
-            while self._outgoing:
-                del self._outgoing[: self.connection.send(self._outgoing)]
-        except BlockingIOError:
-            return
-        except OSError:
-            # The next receive sees the closed connection and forgets this peer.
-            self._outgoing.clear()
 
 
 class EngineHost:
