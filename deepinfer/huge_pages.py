@@ -37,7 +37,12 @@ def collapse() -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
-    for start, end in _own_mappings((PROCESS / "maps").read_text()):
+    try:
+        mappings = (PROCESS / "maps").read_text()
+    except OSError as error:
+        logger.debug("no huge pages: %s", error)
+        return 0
+    for start, end in _own_mappings(mappings):
         for first, last in _find_resident(libc, -(-start // size) * size, end // size * size, size):
             if libc.madvise(first, last - first, MADV_COLLAPSE) != 0:
                 # Of a part of it, perhaps; or the kernel is too old.

@@ -103,7 +103,8 @@ class OpenVinoBackend:
         report("warming up", 80)
         backend._warm_up(manifest)  # which repacks the weights: what is moved is what stays
         report("moving weights to huge pages", 90)
-        logger.debug("%d MiB lie in huge pages", huge_pages.collapse() >> 20)
+        num_bytes = huge_pages.collapse()
+        logger.debug("%d MiB lie in huge pages", num_bytes >> 20)
         return backend
 
     @property
@@ -252,7 +253,7 @@ class OpenVinoBackend:
         return None
 
     def _warm_up(self, manifest: EngineManifest) -> None:
-        """Run one short request: the first step repacks the weights; no user should wait for it."""
+        """Run one request of a full step, which repacks the weights; no user should wait for it."""
         prompt_len = max(1, min(WARM_UP_TOKENS, manifest.limits.max_seq_len - 2))
         self.add(
             GenerationRequest(

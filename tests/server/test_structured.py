@@ -127,9 +127,11 @@ def test_recursive_schema_is_followed(http: httpx.Client) -> None:
         "required": ["v", "next"],
     }
     schema = {"$ref": "#/$defs/node", "$defs": {"node": node}}
-    for choice in complete(http, guided_json=json.dumps(schema), n=8):
-        if choice["finish_reason"] == "stop":
-            jsonschema.validate(json.loads(choice["text"]), schema)
+    choices = complete(http, guided_json=json.dumps(schema), n=8)
+    ended = [json.loads(c["text"]) for c in choices if c["finish_reason"] == "stop"]
+    assert ended
+    for value in ended:
+        jsonschema.validate(value, schema)
 
 
 @pytest.mark.parametrize(
