@@ -6,12 +6,12 @@ is either the whole engine or what was there before.
 
 from __future__ import annotations
 
-import errno
 import importlib
+import logging
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,11 +20,14 @@ from typing import Protocol, cast
 from deepinfer import __version__
 from deepinfer.adapter import Adapter
 from deepinfer.checkpoint import Checkpoint, digest_source
+from deepinfer.compiler.build_log import BuildLog
+from deepinfer.compiler.compile_process import compile_in_child
+from deepinfer.compiler.failures import UnexpectedBuildError, errors_translated
 from deepinfer.compiler.lora import merge_adapter
 from deepinfer.compiler.plan import BuildPlan
 from deepinfer.compiler.progress import Progress
-from deepinfer.compiler.staging import open_staging
-from deepinfer.errors import BuildError, DeepInferError, EngineError
+from deepinfer.compiler.staging import Staging, open_staging
+from deepinfer.errors import EngineError
 from deepinfer.manifest import (
     BackendRecord,
     BuildRecord,
@@ -41,10 +44,9 @@ COMPILERS = {
     "openvino": "deepinfer.compiler.openvino",
     "tensorrt-llm": "deepinfer.compiler.tensorrt_llm",
 }
+# Native code that can abort or be killed, and that must not take the command with it.
+COMPILED_IN_CHILD = ("tensorrt-llm",)
 MERGED_DIR = ".merged"
-FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FULL_DISK_BYTES = 1_000_000  # less than this is free when native code fails without saying why
-NATIVE_WRITE_ERROR = "iostream error"  # all that C++ says when a write fails
 
 
 class Compiler(Protocol):
@@ -96,17 +98,43 @@ def build_engine(
         if not is_forced and (found := _find_same(target, plan, source_digest, versions)):
             return BuildResult(found, was_up_to_date=True)
         started_at = time.monotonic()
-        with _errors_translated(plan, target.parent):
+        with errors_translated(plan.name, target.parent):
             with _merged(checkpoint, adapter, staging.path, progress) as merged:
-                compiler.compile_checkpoint(plan, merged, staging.path, progress)
+                peak_bytes = _compile(plan, merged, staging, progress)
             with progress.phase("seal", "digests, manifest, flush to disk"):
-                build = _record_build(plan, time.monotonic() - started_at)
+                build = _record_build(plan, time.monotonic() - started_at, peak_bytes)
                 manifest = _make_manifest(
                     plan, checkpoint, staging.path, source_digest, versions, build
                 )
                 write_manifest(staging.path, manifest)
                 staging.publish()
     return BuildResult(EngineFolder(path=target, manifest=manifest), was_up_to_date=False)
+
+
+def _compile(plan: BuildPlan, checkpoint: Checkpoint, staging: Staging, progress: Progress) -> int:
+    """Run the compiler; the most memory that it held, in bytes.
+
+    What its libraries say goes to a log; warnings about accuracy are shown, and the log's last
+    lines when the compiler fails.
+    """
+    log = BuildLog.create(staging.target)
+    is_verbose = logging.getLogger().isEnabledFor(logging.DEBUG)
+    try:
+        with log.follow(progress.stream) if is_verbose else nullcontext():
+            if plan.backend in COMPILED_IN_CHILD:
+                return compile_in_child(plan, checkpoint, staging.path, progress, log)
+            with log.capture(), errors_translated(plan.name, staging.target.parent):
+                load_compiler(plan).compile_checkpoint(plan, checkpoint, staging.path, progress)
+            return measure_peak_memory()
+    except UnexpectedBuildError:
+        if not is_verbose:
+            for line in log.tail():
+                progress.write(f"  | {line}")
+        progress.write(f"all output of the libraries: {log.path}")
+        raise
+    finally:
+        for line in log.accuracy_warnings():
+            progress.write(f"warning: {line}")
 
 
 @contextmanager
@@ -159,12 +187,12 @@ def _find_same(
     return engine if is_same else None
 
 
-def _record_build(plan: BuildPlan, duration_s: float) -> BuildRecord:
+def _record_build(plan: BuildPlan, duration_s: float, peak_bytes: int) -> BuildRecord:
     return BuildRecord(
         deepinfer_version=__version__,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         duration_s=round(duration_s, 2),
-        peak_memory_bytes=measure_peak_memory(),
+        peak_memory_bytes=peak_bytes,
         plan_digest=plan.digest,
         choices=plan.automatic_choices,
     )
@@ -214,36 +242,3 @@ def _make_manifest(
         files=record_files(folder),
         build=build,
     )
-
-
-@contextmanager
-def _errors_translated(plan: BuildPlan, output: Path) -> Iterator[None]:
-    """Turn whatever libraries and the system raise into one line with a way out."""
-    try:
-        yield
-    except DeepInferError:
-        raise
-    except MemoryError as error:
-        raise BuildError(
-            f"the build of `{plan.name}` ran out of memory",
-            hint="close other programs, or build it on a larger machine",
-        ) from error
-    except Exception as error:
-        if _is_disk_full(error, output):
-            raise BuildError(
-                f"the disk is full: `{output}` cannot hold the build of `{plan.name}`",
-                hint="free some, or choose another disk with `--output`",
-            ) from error
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BuildError(
-            f"the build of `{plan.name}` failed: {reason}",
-            hint="`deepinfer --verbose build ...` shows what the libraries said",
-        ) from error
-
-
-def _is_disk_full(error: Exception, output: Path) -> bool:
-    if isinstance(error, OSError) and error.errno in FULL_DISK_ERRNOS:
-        return True
-    if NATIVE_WRITE_ERROR in str(error):
-        return True
-    return shutil.disk_usage(output).free < FULL_DISK_BYTES

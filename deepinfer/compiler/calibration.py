@@ -21,8 +21,6 @@ DEFAULT_TEXTS = Path(__file__).parent.parent / "calibration" / "default.jsonl"
 # What `load_dataset(folder, split="train")` takes for the train split.
 TRAIN_NAME = "train.jsonl"
 PARAGRAPH_BREAK = re.compile(r"\n\s*\n")
-# TensorRT-LLM looks for these anywhere in the path, and then expects that data set's columns.
-MISLEADING_NAMES = ("cnn_dailymail", "pileval", "scienceqa", "science_qa")
 HINT_KINDS = "a folder or a .jsonl file with a `text` column, or a .txt file of paragraphs"
 
 
@@ -46,18 +44,8 @@ def read_calibration_texts(source: Path | None) -> tuple[str, ...]:
 
 
 def write_calibration_folder(texts: Sequence[str], folder: Path) -> Path:
-    """Make `folder`, with train.jsonl in it and nothing else; returns its absolute path.
-
-    Raises BuildError for a path in which TensorRT-LLM would see one of the data sets that it knows.
-    """
+    """Make `folder`, with train.jsonl in it and nothing else; returns its absolute path."""
     folder = folder.absolute()
-    for name in MISLEADING_NAMES:
-        if name in str(folder).lower():
-            raise BuildError(
-                f"TensorRT-LLM would take the calibration data in `{folder}` for the data set "
-                f"{name}, because of its path",
-                hint=f"choose an `--output` and a `--name` without `{name}` in them",
-            )
     folder.mkdir(parents=True)
     (folder / TRAIN_NAME).write_bytes(_encode(texts))
     return folder

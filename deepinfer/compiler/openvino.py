@@ -7,9 +7,11 @@ avoided, and proves afterwards that what lies on disk is what the plan says.
 from __future__ import annotations
 
 import gc
+import importlib
 import importlib.metadata
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,6 @@ from deepinfer.checkpoint import CONFIG_NAME, GENERATION_CONFIG_NAME, Checkpoint
 from deepinfer.compiler.ir import read_ir
 from deepinfer.compiler.plan import BuildPlan
 from deepinfer.compiler.progress import Progress
-from deepinfer.compiler.quiet import quiet_libraries
 from deepinfer.compiler.tokenizer_files import write_tokenizer
 from deepinfer.errors import BackendError, BuildError
 from deepinfer.manifest import PAYLOAD_DIR, TOKENIZER_DIR
@@ -77,18 +78,17 @@ def compile_checkpoint(
     export_dir = folder / EXPORT_DIR
     payload_dir = folder / PAYLOAD_DIR
     payload_dir.mkdir()
-    with (
-        progress.phase("load", f"libraries, and weights as {plan.export_precision}"),
-        quiet_libraries(),
-    ):
+    with progress.phase("load", f"libraries, and weights as {plan.export_precision}"):
+        _switch_off_telemetry()
+        _switch_off_progress_bars()
         model = _load(plan, checkpoint)
-    with progress.phase("export", "tracing the model into OpenVINO's graph"), quiet_libraries():
+    with progress.phase("export", "tracing the model into OpenVINO's graph"):
         _export(plan, model, export_dir)
     del model
     gc.collect()
-    with progress.phase("compress", _describe_compression(plan)), quiet_libraries():
+    with progress.phase("compress", _describe_compression(plan)):
         compressed = _compress(plan, export_dir / MODEL_NAME)
-    with progress.phase("write", "payload and tokenizer"), quiet_libraries():
+    with progress.phase("write", "payload and tokenizer"):
         _save(compressed, payload_dir / MODEL_NAME)
         del compressed
         shutil.rmtree(export_dir)
@@ -117,6 +117,23 @@ def check_payload(plan: BuildPlan, checkpoint: Checkpoint, path: Path) -> None:
             f"only {applied:,} of {expected:,} weights became {plan.precision}",
             hint="choose another `--precision`, and please report this",
         )
+
+
+def _switch_off_telemetry() -> None:
+    # OpenVINO's converter and NNCF report each use unless a file in the home folder declines; this
+    # declines without leaving a file there.
+    checker = importlib.import_module("openvino_telemetry.utils.opt_in_checker")
+    declined = checker.ConsentCheckResult.DECLINED
+    checker.OptInChecker.check = lambda self, *args, **kwargs: declined
+
+
+def _switch_off_progress_bars() -> None:
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    disable_progress_bars()
+    transformers_logging.disable_progress_bar()
 
 
 def _load(plan: BuildPlan, checkpoint: Checkpoint) -> Any:

@@ -30,10 +30,10 @@ from deepinfer.compiler.calibration import (
 )
 from deepinfer.compiler.plan import BuildPlan
 from deepinfer.compiler.progress import Progress
-from deepinfer.compiler.quiet import quiet_libraries
+from deepinfer.compiler.source_links import link_checkpoint, neutral_folder
 from deepinfer.compiler.tensorrt_llm_plan import LORA_MODULES, TensorRtLlmPlan
 from deepinfer.compiler.tensorrt_payload import check_payload
-from deepinfer.compiler.tokenizer_files import link_with_pad_token, write_tokenizer
+from deepinfer.compiler.tokenizer_files import write_tokenizer
 from deepinfer.device import read_gpus
 from deepinfer.errors import BackendError, BuildError
 from deepinfer.manifest import PAYLOAD_DIR, TOKENIZER_DIR, LoraLimits
@@ -82,31 +82,40 @@ def compile_checkpoint(
     assert settings is not None, "a plan for another backend"
     payload_dir = folder / PAYLOAD_DIR
     write_tokenizer(checkpoint, folder / TOKENIZER_DIR, plan.trust_remote_code)
-    with progress.phase("load", "TensorRT-LLM"), quiet_libraries():
+    # The workers of several GPUs get the environment that MPI finds when it is imported.
+    os.environ.update(settings.nccl_env)
+    os.environ.setdefault("TLLM_LOG_LEVEL", "INFO")
+    with progress.phase("load", "TensorRT-LLM"):
         library = Library.load()
     work_dir = folder / WORK_DIR
     work_dir.mkdir()
-    source = checkpoint.folder
-    calibration = None
-    if settings.needs_calibration:
-        source = link_with_pad_token(checkpoint, work_dir / "source")
-        texts = read_calibration_texts(Path(settings.calib_data) if settings.calib_data else None)
-        texts_dir = write_calibration_folder(texts, work_dir / "calibration")
-        calibration = _make_calib_config(library, settings, texts_dir, len(texts))
-        logger.info("calibrating on texts with SHA-256 %s", calibration_digest(texts))
-    with progress.phase("compile", _describe(plan)), quiet_libraries():
-        llm = _build(library, plan, source, calibration)
-    shutil.rmtree(work_dir)
+    with neutral_folder(work_dir / "given") as given_dir:
+        source = link_checkpoint(
+            checkpoint,
+            given_dir / "source",
+            trust_remote_code=plan.trust_remote_code,
+            needs_pad_token=settings.needs_calibration,
+        )
+        calibration = None
+        if settings.needs_calibration:
+            data = Path(settings.calib_data) if settings.calib_data else None
+            texts = read_calibration_texts(data)
+            texts_dir = write_calibration_folder(texts, given_dir / "calibration")
+            calibration = _make_calib_config(library, settings, texts_dir, len(texts))
+            logger.info("calibrating on texts with SHA-256 %s", calibration_digest(texts))
+        with progress.phase("compile", _describe(plan)):
+            llm = _build(library, plan, source, calibration, work_dir)
     try:
         if settings.has_smoke_test:
-            with progress.phase("try", f"{SMOKE_TOKENS} tokens"), quiet_libraries():
+            with progress.phase("try", f"{SMOKE_TOKENS} tokens"):
                 _try_engine(library, llm, plan, checkpoint, folder / TOKENIZER_DIR)
-        with progress.phase("write", "engine and its configuration"), quiet_libraries():
+        with progress.phase("write", "engine and its configuration"):
             llm.save(str(payload_dir))
     finally:
         llm.shutdown()
         del llm
         gc.collect()
+    shutil.rmtree(work_dir)
     check_payload(plan, payload_dir)
 
 
@@ -180,8 +189,10 @@ def _describe(plan: BuildPlan) -> str:
     return f"{plan.precision} for {plan.target.name}" + (f", {ranks} ranks" if ranks > 1 else "")
 
 
-def _build(library: Library, plan: BuildPlan, source: Path, calibration: Any) -> Any:
-    """An LLM whose engine is compiled and loaded."""
+def _build(
+    library: Library, plan: BuildPlan, source: Path, calibration: Any, work_dir: Path
+) -> Any:
+    """An LLM whose engine is compiled, in `work_dir`, and loaded."""
     settings = plan.tensorrt_llm
     assert settings is not None
     limits = plan.limits.model_dump()
@@ -189,8 +200,6 @@ def _build(library: Library, plan: BuildPlan, source: Path, calibration: Any) ->
     if plan.lora is not None:
         optional["enable_lora"] = True
         optional["lora_config"] = _make_lora_config(library, plan.lora)
-    if settings.nccl_env:
-        optional["env_overrides"] = settings.nccl_env
     # The limits are given twice: to the engine that is built, and to the executor that then loads
     # it, whose own default for max_num_tokens would otherwise be taken against this engine.
     llm = library.LLM(
@@ -203,6 +212,7 @@ def _build(library: Library, plan: BuildPlan, source: Path, calibration: Any) ->
         quant_config=_make_quant_config(library, settings),
         kv_cache_config=_make_small_kv_cache(library, plan),
         enable_chunked_prefill=bool(plan.settings["chunked_prefill"]),
+        workspace=str(work_dir),  # by default /tmp, which a killed build would leave full
         **limits,
         **optional,
     )

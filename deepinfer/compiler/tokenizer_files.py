@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from deepinfer.checkpoint import (
     CHAT_TEMPLATE_NAME,
@@ -21,7 +22,7 @@ from deepinfer.checkpoint import (
 )
 from deepinfer.errors import BuildError
 
-COPIED_NAMES = (CONFIG_NAME, GENERATION_CONFIG_NAME, "special_tokens_map.json")
+COPIED_NAMES = (GENERATION_CONFIG_NAME, "special_tokens_map.json")
 
 
 def write_tokenizer(checkpoint: Checkpoint, folder: Path, trust_remote_code: bool) -> None:
@@ -38,30 +39,24 @@ def write_tokenizer(checkpoint: Checkpoint, folder: Path, trust_remote_code: boo
     template = find_chat_template(source)
     if template is not None:
         (folder / CHAT_TEMPLATE_NAME).write_text(template, encoding="utf-8")
-    if (source / TOKENIZER_CONFIG_NAME).is_file():
-        config = json.loads((source / TOKENIZER_CONFIG_NAME).read_text(encoding="utf-8"))
-        config.pop("chat_template", None)
-        text = json.dumps(config, ensure_ascii=False, indent=2)
-        (folder / TOKENIZER_CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+    for name in (CONFIG_NAME, TOKENIZER_CONFIG_NAME):
+        if (source / name).is_file():
+            config = without_code(json.loads((source / name).read_text(encoding="utf-8")))
+            config.pop("chat_template", None)
+            text = json.dumps(config, ensure_ascii=False, indent=2)
+            (folder / name).write_text(text + "\n", encoding="utf-8")
 
 
-def link_with_pad_token(checkpoint: Checkpoint, folder: Path) -> Path:
-    """The checkpoint's folder, or links to its files in `folder` with a pad token added.
+def without_code(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration of transformers that names no Python code of its own folder.
 
-    Calibration pads its texts, and many chat models name no token for that; any will do.
+    A tokenizer class that only such code has becomes the class that reads any tokenizer.json.
     """
-    source = checkpoint.folder.resolve()
-    path = source / TOKENIZER_CONFIG_NAME
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if config.get("pad_token") or not config.get("eos_token"):
-        return source
-    folder.mkdir()
-    for file in source.iterdir():
-        if file.name != TOKENIZER_CONFIG_NAME:
-            (folder / file.name).symlink_to(file)
-    text = json.dumps(config | {"pad_token": config["eos_token"]}, ensure_ascii=False)
-    (folder / TOKENIZER_CONFIG_NAME).write_text(text, encoding="utf-8")
-    return folder
+    named = config.get("auto_map")
+    kept = {key: value for key, value in config.items() if key != "auto_map"}
+    if isinstance(named, dict) and "AutoTokenizer" in named and "tokenizer_class" in kept:
+        kept["tokenizer_class"] = "PreTrainedTokenizerFast"
+    return kept
 
 
 def _convert_slow_tokenizer(source: Path, path: Path, trust_remote_code: bool) -> None:

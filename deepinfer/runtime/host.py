@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import logging
 import os
 import selectors
-import signal
 import socket
 import sys
 import time
@@ -24,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from deepinfer import logs, precedence
+from deepinfer import logs, precedence, process
 from deepinfer.backends.base import Backend, BackendFault
 from deepinfer.backends.loading import load_backend
 from deepinfer.engine import EngineOptions, Load
@@ -44,7 +42,6 @@ from deepinfer.runtime.queue import AdmissionQueue
 
 logger = logging.getLogger("deepinfer.runtime.host")  # not "__main__", as it is run
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Clients that start together arrive some 0.5 ms apart. A step takes tens of milliseconds on a CPU
 # and cannot be joined once it runs, so an idle engine waits for the next one this long, in all as
 # long as the second figure.
@@ -314,12 +311,6 @@ class EngineHost:
             self._queue.release(chunk.request_id)
 
 
-def _die_with_parent() -> None:
-    """Have the kernel end this process should its parent be killed in the middle of a step."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m deepinfer.runtime.host")
     parser.add_argument("--engine", type=Path, required=True, help="the engine's folder")
@@ -328,7 +319,7 @@ def main() -> int:
     parser.add_argument("--log-level", default="INFO")
     parser.add_argument("--log-format", choices=("text", "json"), default="text")
     arguments = parser.parse_args()
-    _die_with_parent()
+    process.end_with_parent()
     precedence.stand_up()
     logs.configure(arguments.log_level, arguments.log_format)
     options = msgspec.json.decode(arguments.options, type=EngineOptions)

@@ -14,7 +14,6 @@ import pytest
 import deepinfer
 from deepinfer.compiler.calibration import (
     DEFAULT_TEXTS,
-    MISLEADING_NAMES,
     calibration_digest,
     read_calibration_texts,
     write_calibration_folder,
@@ -187,16 +186,6 @@ def test_folder_holds_the_train_split_and_nothing_else(tmp_path: Path) -> None:
 def test_path_of_the_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert write_calibration_folder(("one",), Path("data")) == tmp_path / "data"
-
-
-@pytest.mark.parametrize("name", [*MISLEADING_NAMES, "ScienceQA-engines", "my_cnn_dailymail"])
-def test_path_that_would_mislead_the_library_is_refused(tmp_path: Path, name: str) -> None:
-    folder = tmp_path / name / "data"
-    with pytest.raises(BuildError, match="because of its path") as caught:
-        write_calibration_folder(("one",), folder)
-    assert str(folder) in caught.value.message
-    assert "`--output`" in (caught.value.hint or "")
-    assert not folder.parent.exists()
 
 
 def test_digest_is_that_of_the_file(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import re
 import pytest
 
 from deepinfer.compiler.progress import LiveProgress, Progress
-from deepinfer.compiler.quiet import quiet_libraries
 
 
 def test_phase_on_a_terminal_leaves_one_line() -> None:
@@ -35,11 +34,3 @@ def test_failed_phase_is_not_reported_as_done(kind: type[Progress]) -> None:
     with pytest.raises(RuntimeError), kind(stream).phase("load", "weights"):
         raise RuntimeError
     assert "done in" not in stream.getvalue() and " s)" not in stream.getvalue()
-
-
-def test_libraries_are_silent_and_progress_is_not(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Progress()
-    with quiet_libraries():
-        print("chatter")
-        progress.write("load")
-    assert capsys.readouterr() == ("", "load\n")

@@ -71,6 +71,7 @@ def check_build(compiler: ModuleType, build: Build) -> None:
         payload = sorted(path.name for path in (folder / PAYLOAD_DIR).iterdir())
         assert "rank0.engine" in payload and "config.json" in payload
         assert not (folder / ".work").exists()
+        assert Path(seen[0][0].args.workspace) == folder / ".work"
     ((llm, received),) = seen
     assert build.plan.limits.model_dump().keys() <= llm.received_keywords.keys()
     _check_build_arguments(llm.args, build.plan)
@@ -97,7 +98,7 @@ def _check_build_arguments(args: Any, plan: BuildPlan) -> None:
     assert args.tensor_parallel_size == plan.parallelism.tensor_parallel_size
     assert args.pipeline_parallel_size == plan.parallelism.pipeline_parallel_size
     assert args.enable_chunked_prefill is True
-    assert args.env_overrides == NCCL
+    assert args.env_overrides is None  # too late for the workers
     assert args.trust_remote_code is False
     assert (args.quant_config.quant_algo, args.quant_config.kv_cache_quant_algo) == ("FP8", "FP8")
     calibration = args.calib_config

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.contract.double.log import logger
 from tests.contract.installing import installed_double, make_double_root
 from tests.contract.loading import LIMITS, Loader, loader_on, write_checkpoint
 
@@ -35,6 +36,14 @@ def load(double: Path) -> Iterator[Loader]:
     loader = Loader()
     yield loader
     loader.close()
+
+
+@pytest.fixture
+def library_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What the library logs, which does not reach the root logger."""
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from tests.contract.double.building import BUILD_ENDING_VARIABLE
 from tests.contract.double.executor import (
     EXECUTOR_FAULT_VARIABLE,
     ITERATION_VARIABLE,
@@ -42,7 +43,12 @@ def make_double_root(
     """Write the packages into `folder` and return it."""
     lines = _imports_by_home()
     banner = recorded("versions")["banner"].format(version=tensorrt_llm_version)
-    lines["tensorrt_llm"] += [f'__version__ = "{tensorrt_llm_version}"', f'print("{banner}")']
+    lines["tensorrt_llm"] += [
+        "from tests.contract.double.log import bind_to_stdout",
+        "bind_to_stdout()",
+        f'__version__ = "{tensorrt_llm_version}"',
+        f'print("{banner}")',
+    ]
     lines["tensorrt"] = [f'__version__ = "{tensorrt_version}"']
     for home, content in lines.items():
         _write_package(folder, home, content)
@@ -68,11 +74,12 @@ def double_environment(
     executor_fault_token: int | None = None,
     iteration_ms: float | None = None,
     is_echo: bool = False,
+    build_ending: str | None = None,
 ) -> dict[str, str]:
     """Variables for a child process, to be added to its own. Every one of the double is set.
 
     A prompt that holds the fault token ends in RequestError, or takes the executor down; with
-    `is_echo` answers repeat their prompt.
+    `is_echo` answers repeat their prompt. `build_ending` names the signal that ends a build.
     """
     machine = GpuMachine(tuple(cards), driver_version, cuda_version)
     chosen = {
@@ -80,6 +87,7 @@ def double_environment(
         EXECUTOR_FAULT_VARIABLE: executor_fault_token,
         ITERATION_VARIABLE: iteration_ms,
         ECHO_VARIABLE: "1" if is_echo else None,
+        BUILD_ENDING_VARIABLE: build_ending,
     }
     return {
         "PYTHONPATH": os.pathsep.join([str(root), str(REPOSITORY)]),
@@ -98,6 +106,7 @@ def installed_double(
     request_fault_token: int | None = None,
     executor_fault_token: int | None = None,
     iteration_ms: float | None = None,
+    build_ending: str | None = None,
 ) -> Iterator[Path]:
     """Make this process find the packages of `root`, and forget them afterwards."""
     variables = double_environment(
@@ -107,9 +116,10 @@ def installed_double(
         request_fault_token=request_fault_token,
         executor_fault_token=executor_fault_token,
         iteration_ms=iteration_ms,
+        build_ending=build_ending,
     )
     saved_modules = _take_modules()
-    saved_variables = {name: os.environ.get(name) for name in variables}
+    saved_environment = dict(os.environ)  # whoever uses the library sets variables for it
     os.environ.update(variables)
     sys.path.insert(0, str(root))
     importlib.invalidate_caches()
@@ -117,8 +127,8 @@ def installed_double(
         yield root
     finally:
         sys.path.remove(str(root))
-        for name, value in saved_variables.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        os.environ.clear()
+        os.environ.update(saved_environment)
         _take_modules()
         sys.modules.update(saved_modules)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from deepinfer.__main__ import main
+from deepinfer.compiler import build as build_module
 from deepinfer.compiler.tensorrt_llm import check_smoke_answer
 from deepinfer.errors import BuildError
 from deepinfer.manifest import EngineManifest, read_engine
@@ -21,6 +23,12 @@ from tests.contract.installing import RTX_5090, installed_double
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("llama"), dtype="bfloat16")
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile here, where a test can change the library."""
+    monkeypatch.setattr(build_module, "COMPILED_IN_CHILD", ())
 
 
 @pytest.fixture
@@ -82,7 +90,7 @@ def test_precision_is_what_the_payload_says(
     assert manifest_of(tmp_path).kv_cache_precision == kv_cache
 
 
-@pytest.mark.usefixtures("double")
+@pytest.mark.usefixtures("double", "in_this_process")
 def test_engine_that_talks_nonsense_is_not_kept(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,7 +146,7 @@ def test_modelopt_checkpoint_builds_without_calibration(llama: Path, tmp_path: P
     assert "calibration" not in {c.name for c in manifest_of(tmp_path / "engines").build.choices}
 
 
-@pytest.mark.usefixtures("double")
+@pytest.mark.usefixtures("double", "in_this_process")
 def test_library_that_builds_something_else_is_found_out(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,3 +166,109 @@ def test_library_that_builds_something_else_is_found_out(
     message = "TensorRT-LLM built `build_config.max_seq_len` as 64; the plan says 128"
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def with_code(folder: Path, marker: Path) -> Path:
+    """A checkpoint whose configuration names Python code that leaves `marker` when it is run."""
+    checkpoint = make_checkpoint(folder, dtype="bfloat16")
+    path = checkpoint / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    auto_map = {"AutoConfig": "configuration_own.OwnConfig"}
+    path.write_text(json.dumps(config | {"auto_map": auto_map}), encoding="utf-8")
+    (checkpoint / "configuration_own.py").write_text(
+        "from pathlib import Path\n"
+        "from transformers import LlamaConfig\n"
+        f"Path({str(marker)!r}).touch()\n"
+        "class OwnConfig(LlamaConfig):\n"
+        "    pass\n"
+    )
+    return checkpoint
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("is_trusted", [False, True])
+def test_code_of_a_checkpoint_runs_only_where_it_is_trusted(
+    tmp_path: Path, is_trusted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    marker = tmp_path / "marker"
+    checkpoint = with_code(tmp_path / "checkpoint", marker)
+    flags = ["--trust-remote-code"] if is_trusted else []
+    assert build(checkpoint, tmp_path / "engines", "--target", "rtx5090", *flags) == 0
+    assert marker.exists() is is_trusted
+    tokenizer_dir = tmp_path / "engines" / "engine" / "tokenizer"
+    for name in ("config.json", "tokenizer_config.json"):
+        assert "auto_map" not in json.loads((tokenizer_dir / name).read_text(encoding="utf-8"))
+
+
+@pytest.mark.usefixtures("double")
+def test_words_in_the_path_do_not_mislead_calibration(llama: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "prompts" / "vila"
+    checkpoint.parent.mkdir()
+    checkpoint.symlink_to(llama)
+    assert build(checkpoint, tmp_path / "prompts" / "engines", "--target", "rtx5090") == 0
+
+
+@pytest.mark.parametrize(
+    ("ending", "words"),
+    [("SIGABRT", ["crashed with SIGABRT"]), ("SIGKILL", ["killed by the system", "memory"])],
+)
+def test_compiler_that_dies_ends_in_one_error_with_its_last_words(
+    double_root: Path,
+    llama: Path,
+    tmp_path: Path,
+    ending: str,
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with installed_double(double_root, build_ending=ending):
+        assert build(llama, tmp_path, "--target", "rtx5090") == 1
+    said = capsys.readouterr().err
+    (error,) = (line for line in said.splitlines() if line.startswith("error: "))
+    assert all(word in error for word in words)
+    assert said.count("\nhint: ") == 1 and "Traceback" not in said
+    assert "  | [TensorRT-LLM][ERROR] tensorrt_llm::common::TllmException" in said
+    assert list(tmp_path.iterdir()) == [], "nothing half-built is left"
+
+
+@pytest.mark.usefixtures("double")
+def test_what_the_library_logs_is_shown_when_a_build_fails(
+    llama: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(llama, broken)
+    path = broken / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    del config["eos_token"], config["pad_token"]  # calibration cannot do without either
+    path.write_text(json.dumps(config), encoding="utf-8")
+    assert build(broken, tmp_path / "engines", "--target", "rtx5090") == 1
+    said = capfd.readouterr().err
+    assert "  | [TRT-LLM] [INFO] Using LLM with TensorRT backend" in said
+    assert "Pad token for" in next(line for line in said.splitlines() if "error: " in line)
+    assert "all output of the libraries: " in said
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("is_verbose", [False, True])
+def test_libraries_output_is_shown_at_verbose_only(
+    llama: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], is_verbose: bool
+) -> None:
+    arguments = ["build", "--model", str(llama), "--output", str(tmp_path), "--json"]
+    limits = ["--target", "rtx5090", "--max-seq-len", "128"]
+    assert main([*(["--verbose"] if is_verbose else []), *arguments, *limits]) == 0
+    shown = capfd.readouterr()
+    assert ("[TRT-LLM] [INFO] Using LLM with TensorRT backend" in shown.err) is is_verbose
+    assert json.loads(shown.out)["status"] == "built"
+
+
+@pytest.mark.usefixtures("double")
+def test_warning_about_accuracy_is_shown_after_a_build_that_went_well(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = make_checkpoint(tmp_path / "qwen2", "qwen2", dtype="bfloat16")
+    flags = ("--target", "rtx5090", "--precision", "fp8", "--kv-cache-precision", "fp8")
+    assert build(checkpoint, tmp_path / "engines", *flags) == 0
+    (warning,) = (
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")
+    )
+    assert "Large KV activation detected" in warning

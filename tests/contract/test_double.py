@@ -299,8 +299,8 @@ def test_object_cannot_be_pickled(llm: Any) -> None:
 
 
 def test_tokenizer_that_does_not_load_is_only_a_warning(
-    load: Loader, engine_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    load: Loader, engine_dir: Path, tmp_path: Path, library_log: pytest.LogCaptureFixture
 ) -> None:
     loaded = load(engine_dir, tokenizer=str(tmp_path), **LIMITS)
     assert loaded.tokenizer is None
-    assert "Failed to load tokenizer from" in caplog.text
+    assert "Failed to load tokenizer from" in library_log.text

@@ -92,7 +92,7 @@ def test_timing_cache_lands_in_the_working_directory(
 
 
 def test_length_that_is_not_given_is_deduced(
-    load: Loader, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    load: Loader, tmp_path: Path, library_log: pytest.LogCaptureFixture
 ) -> None:
     scaling = {"rope_type": "linear", "factor": 4.0}
     write_checkpoint(tmp_path, rope_scaling=scaling)
@@ -101,7 +101,7 @@ def test_length_that_is_not_given_is_deduced(
     short = load.build_config(max_input_len=300, max_seq_len=256)
     config = load.build(tmp_path, tmp_path / "short", build_config=short)
     assert config["build_config"]["max_input_len"] == 256
-    assert "max_input_len 300 is larger than max_seq_len 256" in caplog.text
+    assert "max_input_len 300 is larger than max_seq_len 256" in library_log.text
 
 
 @pytest.mark.parametrize("kind", ["llama3", "longrope", "su"])
@@ -125,7 +125,7 @@ def test_fp8_attention_is_forced_on_with_an_fp8_cache(
 
 
 def test_fp8_without_an_fp8_cache_loses_fp8_attention(
-    load: Loader, hf_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    load: Loader, hf_folder: Path, tmp_path: Path, library_log: pytest.LogCaptureFixture
 ) -> None:
     config = load.build(
         hf_folder,
@@ -134,11 +134,11 @@ def test_fp8_without_an_fp8_cache_loses_fp8_attention(
         calib_config=calibration(tmp_path / "texts"),
     )
     assert not config["build_config"]["plugin_config"]["use_fp8_context_fmha"]
-    assert "FP8 Context FMHA is disabled" in caplog.text
+    assert "FP8 Context FMHA is disabled" in library_log.text
 
 
 def test_fp8_cache_of_a_plain_checkpoint_switches_paged_attention_off(
-    load: Loader, hf_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    load: Loader, hf_folder: Path, tmp_path: Path, library_log: pytest.LogCaptureFixture
 ) -> None:
     config = load.build(
         hf_folder,
@@ -147,7 +147,7 @@ def test_fp8_cache_of_a_plain_checkpoint_switches_paged_attention_off(
         calib_config=calibration(tmp_path / "texts"),
     )
     assert not config["build_config"]["plugin_config"]["use_paged_context_fmha"]
-    assert "Paged Context FMHA is disabled" in caplog.text
+    assert "Paged Context FMHA is disabled" in library_log.text
 
 
 def test_nvfp4_brings_its_gemm_plugin(load: Loader, hf_folder: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,11 @@ import pydantic
 from tests.contract.double.build import Parallel
 from tests.contract.double.checkpoint import read_hf_config
 from tests.contract.double.configs import BuildConfig, CalibConfig, QuantConfig
+from tests.contract.double.log import logger
 from tests.contract.double.machine import first_card, get_sm_version
 from tests.contract.double.plan import read_config
 from tests.contract.double.record import message, recorded
 from tests.contract.double.shapes import make_model
-
-logger = logging.getLogger("tensorrt_llm")
 
 RUNTIME_LIMITS = (
     "max_batch_size",

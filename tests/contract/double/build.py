@@ -5,17 +5,15 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.contract.double.configs import QuantAlgo, SpeculativeDecodingMode
+from tests.contract.double.log import logger
 from tests.contract.double.machine import get_sm_version
 from tests.contract.double.plan import PlanHeader, write_plan
 from tests.contract.double.record import message, recorded
-
-logger = logging.getLogger("tensorrt_llm")
 
 FACTORLESS_ROPE_TYPES = {"su", "longrope", "llama3"}
 GROUPWISE = {"W4A16_AWQ", "W4A8_AWQ", "W4A16_GPTQ", "W8A16_GPTQ"}

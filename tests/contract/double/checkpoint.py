@@ -14,8 +14,16 @@ MXFP4, FP8 = "mxfp4", "fp8"
 
 
 def read_hf_config(folder: Path) -> dict[str, Any]:
-    """Raises NotImplementedError for an architecture that is not in MODEL_MAP."""
+    """Raises NotImplementedError for an architecture that is not in MODEL_MAP.
+
+    The library reads the configuration through transformers and lets it run the folder's code,
+    whatever `trust_remote_code` it was given itself.
+    """
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "auto_map" in config:  # transformers takes seconds to import, and has nothing to run else
+        from transformers import AutoConfig
+
+        AutoConfig.from_pretrained(folder, trust_remote_code=True)
     architecture = config["architectures"][0]
     if architecture not in MODEL_MAP:
         raise NotImplementedError(message("architecture_not_supported", name=architecture))
@@ -94,6 +102,13 @@ def calibration_texts(folder: Path, calib_config: Any, tokenizer: Any) -> list[s
         columns = sorted({key for row in rows for key in row})
         raise KeyError(message("calibration_column", column=column, columns=columns))
     return [row[column] for row in rows][: calib_config.calib_batches]
+
+
+def refuse_misleading_path(folder: Path) -> None:
+    """The library's calibration takes some words anywhere in a path for another kind of model."""
+    for word in recorded("quantization")["taken_for_another_model"]:
+        if word in str(folder):
+            raise ValueError(message("taken_for_another_model", word=word, folder=folder))
 
 
 def weight_bytes(folder: Path) -> int:

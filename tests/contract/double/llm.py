@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import shutil
 import tempfile
@@ -20,6 +19,7 @@ from tests.contract.double.arguments import TrtLlmArgs, _ModelFormatKind
 from tests.contract.double.building import build_engine, load_tokenizer, version_of
 from tests.contract.double.configs import RequestError
 from tests.contract.double.loading import executor_config, load_engine
+from tests.contract.double.log import logger
 from tests.contract.double.machine import device_count
 from tests.contract.double.plan import read_config
 from tests.contract.double.record import assumed, entry, message
@@ -27,8 +27,6 @@ from tests.contract.double.requests import Request
 from tests.contract.double.results import RequestOutput
 from tests.contract.double.sampling import SamplingParams
 from tests.contract.double.shapes import recorded_method
-
-logger = logging.getLogger("tensorrt_llm")
 
 MAX_SEED = 2**64 - 1  # an unsigned number of 64 bits in the native code
 

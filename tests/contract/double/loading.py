@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ from tests.contract.double.executor_config import EngineFacts, ExecutorConfig
 from tests.contract.double.machine import read_machine
 from tests.contract.double.plan import read_config, read_plan
 from tests.contract.double.record import assumed, message
-
-logger = logging.getLogger("tensorrt_llm")
 
 XGRAMMAR = "xgrammar"
 CHECKED_LIMITS = ("max_batch_size", "max_num_tokens", "max_seq_len", "max_beam_width")

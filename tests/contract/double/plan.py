@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.contract.double.log import logger
 from tests.contract.double.machine import get_sm_version
 from tests.contract.double.record import assumed, message
-
-logger = logging.getLogger("tensorrt_llm")
 
 MAGIC = b"ftrt"
 FILLER_BYTES = 4096
