@@ -151,6 +151,8 @@ def _model_config(architecture: str, **dims: Any) -> Any:
         )
     if architecture == "qwen3":
         return transformers.Qwen3Config(**dims)
+    if architecture == "gemma3":
+        return transformers.Gemma3TextConfig(**dims)
     if architecture == "qwen3_moe":
         return transformers.Qwen3MoeConfig(
             num_experts=num_experts,

@@ -32,9 +32,12 @@ ACCURACY = re.compile(
     r"accura|large kv activation|outlier|overflow|non-?finite|not finite|\bnan\b|amax is nan",
     re.IGNORECASE,
 )
-# Lines that name accuracy and warn of nothing: progress, tracebacks, TensorRT's statistics. So do
-# indented ones, which quote the source of a warning.
-NOT_A_WARNING = re.compile(r"\[(I|V|INFO|VERBOSE|DEBUG)\]|\b(INFO|DEBUG)\b|^\s*(File|#|def|raise) ")
+# Lines that name accuracy and warn of nothing: indented ones quote the source of a warning, and
+# ModelOpt 0.37 warns of a quantised LM head whenever it has not just switched that off itself.
+NOT_A_WARNING = re.compile(
+    r"^\s|\[(I|V|INFO|VERBOSE|DEBUG)\]|\b(INFO|DEBUG)\b|Enable lm_head quantization"
+)
+PYTHON_PLACE = re.compile(r"^\S+\.py:\d+: \w*Warning: (?:Warning: )?")
 CONTROL = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f]"
 )
@@ -114,9 +117,9 @@ class BuildLog:
     def accuracy_warnings(self) -> list[str]:
         """Lines that warn of a loss of accuracy, each once, with a count of what is left out."""
         found = dict.fromkeys(
-            line.strip()
+            PYTHON_PLACE.sub("", line).strip()
             for line in self._lines()
-            if not line[0].isspace() and ACCURACY.search(line) and not NOT_A_WARNING.search(line)
+            if ACCURACY.search(line) and not NOT_A_WARNING.search(line)
         )
         lines = list(found)
         if len(lines) > MAX_ACCURACY_WARNINGS:

@@ -110,8 +110,9 @@ def test_progress_bar_counts_as_what_it_showed_last(log: BuildLog) -> None:
     ],
 )
 def test_warning_about_accuracy_is_found(log: BuildLog, line: str) -> None:
-    write(log, "Loading weights", line, line, "Done")
-    assert log.accuracy_warnings() == [line]
+    write(log, "Loading weights", line, '  warn("accuracy")', line, "Done")
+    (found,) = log.accuracy_warnings()
+    assert line.endswith(found) and not found.startswith("/")
 
 
 @pytest.mark.parametrize(
@@ -121,6 +122,9 @@ def test_warning_about_accuracy_is_found(log: BuildLog, line: str) -> None:
         "transformers INFO: loading accuracy.json",
         '  File "/x/accuracy.py", line 3, in check',
         "a nanosecond",
+        # modelopt 0.37, of an LM head whose quantiser is off
+        "/x/postprocess.py:745: UserWarning: Enable lm_head quantization. lm_head quantization may "
+        "lead to additional accuracy loss.",
     ],
 )
 def test_other_lines_are_no_warnings(log: BuildLog, line: str) -> None:

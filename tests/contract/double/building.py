@@ -54,7 +54,8 @@ def _end_on_command() -> None:
     ending = os.environ.get(BUILD_ENDING_VARIABLE)
     if ending is None:
         return
-    os.write(2, f"{message('native_abort')}\n".encode())
+    last_words = message("native_abort")
+    os.write(2, f"{last_words}\n".encode())
     os.kill(os.getpid(), signal.Signals[ending])
 
 
