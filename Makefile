@@ -9,10 +9,13 @@ BENCH_OUTPUT ?= .bench/results
 
 VENV := .venv
 BIN := $(VENV)/bin
+# An environment like that of the TensorRT-LLM image, whose Python is 3.12 where there is one.
+IMAGE_VENV := .venv-image
+IMAGE_PYTHON ?= $(shell python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test check lint format-check types scripts format docs bench clean
+.PHONY: help serve test test-image check lint format-check types scripts format docs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +26,12 @@ serve: $(VENV)/.installed-serve ## install, build the sample engine if there is 
 
 test: $(VENV)/.installed-dev ## install what tests need, run them (ARGS goes to pytest)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-image: $(IMAGE_VENV)/.installed ## run the GPU path on the double, in an environment like the image's
+	TEST_IMAGE=1 $(IMAGE_VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+		--no-loadscope-reorder -k 'not openvino and not simulated' $(ARGS) tests/contract tests/image \
+		tests/backends/test_promises.py tests/backends/test_tensorrt_*.py \
+		tests/server/test_chat.py tests/server/test_completions.py
 
 check: lint format-check types scripts ## ruff check, ruff format --check, mypy --strict, shellcheck, hadolint
 
@@ -50,9 +59,15 @@ docs: $(VENV)/.installed-dev ## write docs/cli.md and the tables of docs/api.md 
 bench: $(VENV)/.installed-dev ## measure DeepInfer beside its peers for half an hour, into BENCH_OUTPUT (ARGS: --help)
 	$(BIN)/python -m benchmarks.side_by_side --output $(BENCH_OUTPUT) --pip-args='$(PIP_ARGS)' $(ARGS)
 
-clean: ## remove caches and built packages; .venv, .bench and engines stay
+$(IMAGE_VENV)/.installed: pyproject.toml tests/image/requirements.txt
+	@rm -rf $(IMAGE_VENV)
+	$(IMAGE_PYTHON) -m venv $(IMAGE_VENV)
+	$(IMAGE_VENV)/bin/python -m pip install $(PIP_ARGS) . --requirement tests/image/requirements.txt
+	@touch $@
+
+clean: ## remove caches and built packages; .venv*, .bench and engines stay
 	rm -rf dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find . \( -path ./$(VENV) -o -path ./.bench \) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+	find . \( -path './$(VENV)*' -o -path ./.bench \) -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

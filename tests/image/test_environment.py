@@ -16,7 +16,7 @@ ABSENT = ["openvino", "openvino_genai", "openvino_tokenizers", "openvino_telemet
 
 @pytest.mark.parametrize("name", PINS)
 def test_package_is_of_the_images_version(name: str) -> None:
-    assert metadata.version(name) == PINS[name]
+    assert metadata.version(name).partition("+")[0] == PINS[name]  # torch adds its build
 
 
 @pytest.mark.parametrize("name", [*ABSENT, "optimum"])
