@@ -74,6 +74,7 @@ def test_every_key_can_be_given_in_the_environment() -> None:
         "engine.model": "m",
         "engine.served_model_names": "a, b",
         "engine.lora": "x=a/b, y=c",
+        "engine.max_seq_len": "2048",
         "server.receive_timeout_s": "40",
         "server.request_timeout_s": "30",
         "server.queue_timeout_s": "20",
