@@ -102,6 +102,7 @@ def load_arguments(
     fraction = options.kv_cache_fraction or FREE_MEMORY_SHARE
     max_tokens = planned.num_tokens
     if executor_seq_len(built, max_tokens, planned.tokens_per_block) < manifest.limits.max_seq_len:
+        # Of a lower limit than was compiled. The block is the executor's; nobody is admitted to it.
         max_tokens += planned.tokens_per_block
     arguments = {
         "model": str(engine.payload_dir),
@@ -176,7 +177,7 @@ def read_built_engine(engine: EngineFolder) -> BuiltEngine:
     served = {
         # The library counts no padding, so it keeps no limit of its own on the prompt's length.
         "max_input_len": manifest.limits.max_input_len,
-        # The compiled one is not changed by this, but the library keeps answers to it as well.
+        # The compiled one stays, but the library's own check of a request goes by this.
         "max_seq_len": min(limits.max_seq_len, manifest.limits.max_seq_len),
     }
     return BuiltEngine(

@@ -111,7 +111,7 @@ def _longest_sequence(built: int, num_tokens: int, tokens_per_block: int) -> int
     As `KVCacheManager::calculateMaxAttentionWindow` counts for one token of output (near 1.2).
     """
     num_blocks = -(-num_tokens // tokens_per_block)
-    if num_blocks * tokens_per_block >= built:
+    if num_blocks * tokens_per_block >= built or not assumed("small_cache_lowers_max_seq_len"):
         return built
     return 1 + (num_blocks - 1) * tokens_per_block
 
