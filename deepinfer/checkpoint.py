@@ -181,6 +181,25 @@ def read_checkpoint(
     )
 
 
+@dataclass(frozen=True)
+class Positions:
+    """How long a model's sequences can be."""
+
+    max_positions: int
+    is_limited_by_rope: bool  # which changes for sequences that are longer
+
+
+def read_positions(path: Path) -> Positions:
+    """What a `config.json` says by itself. Raises CheckpointError when it says nothing."""
+    if not path.is_file():
+        raise CheckpointError(f"there is no `{path}`")
+    config = _read_json(path)
+    text_config = config.get("text_config") or config
+    dims = _read_dims(text_config, _read_architecture(config, str(path.parent)))
+    is_limited_by_rope = _rope_type(text_config) in LENGTH_DEPENDENT_ROPE_TYPES
+    return Positions(dims.max_position_embeddings, is_limited_by_rope)
+
+
 def find_chat_template(folder: Path) -> str | None:
     """The chat template from the newest place that has one, None when there is none."""
     path = folder / CHAT_TEMPLATE_NAME

@@ -186,6 +186,12 @@ class EngineSection(Section):
         "--max-lora-rank; requests choose it by its name as `model`; several are given by several "
         "options, or with commas between them",
     )
+    max_seq_len: int | None = Field(
+        default=None,
+        ge=2,
+        description="Tokens of prompt and answer that a sequence may have; lower than an engine "
+        "was built for, or for a CPU engine higher, up to the model's positions; none: as built",
+    )
     max_waiting_requests: int = Field(
         default=1024,
         ge=1,

@@ -11,6 +11,7 @@ import msgspec
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What a server decides about an engine process, apart from what the engine itself says."""
 
+    max_seq_len: int | None = None  # tokens of prompt and answer; None: as the engine was built
     max_waiting: int = 1024  # requests that may wait before more are refused
     max_waiting_tokens: int = 4_000_000  # of their prompts together
     resume_attempts: int = 5  # engine deaths that a running request outlives

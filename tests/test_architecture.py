@@ -28,7 +28,7 @@ BASE = [
 ]
 RECORDS = [
     *("weights", "checkpoint", "manifest", "adapter", "config", "config_layers"),
-    "trtllm_release",
+    *("trtllm_release", "serving_limits"),
 ]
 LOW = [*BASE, *RECORDS]
 TEXT = ["text.*"]
@@ -50,6 +50,7 @@ RULES: dict[str, list[str]] = {
     "manifest": BASE,
     "adapter": [*BASE, "weights", "checkpoint", "manifest"],
     "trtllm_release": BASE,
+    "serving_limits": [*BASE, "checkpoint", "manifest"],
     "config": BASE,
     "config_layers": [*BASE, "config"],
     "text.*": [*LOW, "text.*"],

@@ -49,6 +49,15 @@ def test_later_layers_win_key_by_key(tmp_path: Path) -> None:
     }
 
 
+def test_longest_sequence_is_taken_from_the_last_layer_that_says_it(tmp_path: Path) -> None:
+    file = write(tmp_path, "engine: {max_seq_len: 512}\n")
+    environment = {"DEEPINFER_ENGINE_MAX_SEQ_LEN": "256"}
+    command = [flag("engine.max_seq_len", "128")]
+    layers = [(None, {}, []), (file, {}, []), (file, environment, []), (file, environment, command)]
+    configs = [load_config(*layer).config for layer in layers]
+    assert [config.engine.max_seq_len for config in configs] == [None, 512, 256, 128]
+
+
 def test_null_in_a_file_is_the_default(tmp_path: Path) -> None:
     file = write(tmp_path, "server:\nengine: {kv_cache_gb: null}\n")
     assert load_config(file, {}, []).config == ServeConfig()
@@ -74,6 +83,7 @@ def test_every_key_can_be_given_in_the_environment() -> None:
         "engine.model": "m",
         "engine.served_model_names": "a, b",
         "engine.lora": "x=a/b, y=c",
+        "engine.max_seq_len": "2048",
         "server.receive_timeout_s": "40",
         "server.request_timeout_s": "30",
         "server.queue_timeout_s": "20",
@@ -123,6 +133,11 @@ WRONG_FILES = {
     "too many guesses": (
         "engine:\n  prompt_lookup: 17\n",
         "line 2: `engine.prompt_lookup` must be at most 16; `17` was given",
+        "",
+    ),
+    "no room for prompt and answer": (
+        "engine:\n  max_seq_len: 1\n",
+        "line 2: `engine.max_seq_len` must be at least 2; `1` was given",
         "",
     ),
     "not finite": ("engine:\n  kv_cache_gb: .nan\n", "line 2: `engine.kv_cache_gb` must be a", ""),

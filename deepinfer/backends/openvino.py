@@ -286,7 +286,7 @@ def _plan_capacity(
         raise EngineError(
             f"the KV cache of one sequence of {limits.max_seq_len:,} tokens needs "
             f"{per_sequence * block_bytes / 2**20:,.0f} MiB; {budget / 2**20:,.0f} MiB are given",
-            hint="free memory, raise the KV cache's size, or rebuild with a lower --max-seq-len",
+            hint="free memory, raise the KV cache's size, or serve with a lower --max-seq-len",
         )
     return Capacity(
         limits.max_batch_size,

@@ -52,7 +52,7 @@ def _missing_rank(found: re.Match[str], manifest: EngineManifest) -> tuple[str, 
 def _kv_cache_too_small(found: re.Match[str], manifest: EngineManifest) -> tuple[str, str]:
     return (
         f"its KV cache does not hold one sequence of {manifest.limits.max_seq_len:,} tokens",
-        "raise --kv-cache-gb or --kv-cache-fraction, or rebuild with a lower --max-seq-len",
+        "raise --kv-cache-gb or --kv-cache-fraction, or serve with a lower --max-seq-len",
     )
 
 

@@ -157,7 +157,7 @@ class TensorRtLlmBackend:
                     raise BackendFault(f"the first request failed: {chunk.message}")
         stats = self._llm.get_stats(timeout=0)
         if stats:
-            self.capacity = measured_capacity(self.manifest, self.capacity, stats[-1])
+            self.capacity = measured_capacity(self.manifest, self.built, self.capacity, stats[-1])
 
 
 @dataclass(frozen=True)

@@ -47,13 +47,13 @@ def plan_capacity(manifest: EngineManifest, options: EngineOptions) -> Capacity:
                 f"the KV cache of one sequence of {limits.max_seq_len:,} tokens needs "
                 f"{per_sequence * block_bytes / 2**20:,.0f} MiB; "
                 f"{options.kv_cache_bytes / 2**20:,.0f} MiB are given",
-                hint="raise the KV cache's size, or rebuild with a lower --max-seq-len",
+                hint="raise the KV cache's size, or serve with a lower --max-seq-len",
             )
     return Capacity(limits.max_batch_size, num_blocks, tokens_per_block)
 
 
 def measured_capacity(
-    manifest: EngineManifest, planned: Capacity, stats: dict[str, Any]
+    manifest: EngineManifest, built: BuiltEngine, planned: Capacity, stats: dict[str, Any]
 ) -> Capacity:
     """What the executor allotted, where that is less than planned.
 
@@ -65,15 +65,28 @@ def measured_capacity(
         min(planned.num_blocks, int(cache["maxNumBlocks"])),
         int(cache["tokensPerBlock"]),
     )
-    longest = manifest.limits.max_seq_len
-    if capacity.num_tokens < longest:
+    num_tokens = int(cache["maxNumBlocks"]) * capacity.tokens_per_block
+    longest = executor_seq_len(built, num_tokens, capacity.tokens_per_block)
+    if longest < manifest.limits.max_seq_len:
         raise EngineError(
-            f"the GPU's free memory holds a KV cache of {capacity.num_tokens:,} tokens; one "
-            f"sequence of engine `{manifest.name}` may have {longest:,}",
-            hint="end what else uses the GPU, raise --kv-cache-fraction, or rebuild with "
-            f"--max-seq-len {capacity.num_tokens}",
+            f"the GPU's free memory holds a KV cache of {num_tokens:,} tokens, with which one "
+            f"sequence may have {max(0, longest):,}; engine `{manifest.name}` takes "
+            f"{manifest.limits.max_seq_len:,}",
+            hint="end what else uses the GPU, raise --kv-cache-fraction, or serve with "
+            f"`--max-seq-len {longest}`",
         )
     return capacity
+
+
+def executor_seq_len(built: BuiltEngine, num_tokens: int, tokens_per_block: int) -> int:
+    """The longest sequence that the executor itself takes with a KV cache of `num_tokens`.
+
+    Where one of the compiled length does not fit the cache, the executor takes all of its blocks
+    but one, and one token (`calculateMaxAttentionWindow`, near 1.2). It cuts longer answers short.
+    """
+    if num_tokens >= built.max_seq_len:
+        return built.max_seq_len
+    return num_tokens - tokens_per_block + 1
 
 
 def load_arguments(
@@ -87,6 +100,10 @@ def load_arguments(
     manifest = engine.manifest
     settings = manifest.backend.settings
     fraction = options.kv_cache_fraction or FREE_MEMORY_SHARE
+    max_tokens = planned.num_tokens
+    if executor_seq_len(built, max_tokens, planned.tokens_per_block) < manifest.limits.max_seq_len:
+        # Of a lower limit than was compiled. The block is the executor's; nobody is admitted to it.
+        max_tokens += planned.tokens_per_block
     arguments = {
         "model": str(engine.payload_dir),
         "tokenizer": str(engine.tokenizer_dir),  # guided decoding needs one; text stays outside
@@ -94,7 +111,7 @@ def load_arguments(
         "tensor_parallel_size": manifest.parallelism.tensor_parallel_size,
         "pipeline_parallel_size": manifest.parallelism.pipeline_parallel_size,
         "kv_cache_config": library.KvCacheConfig(
-            max_tokens=planned.num_tokens,
+            max_tokens=max_tokens,
             free_gpu_memory_fraction=fraction,
             enable_block_reuse=bool(settings["block_reuse"]),
         ),
@@ -135,7 +152,8 @@ def gathers_logits(manifest: EngineManifest) -> bool:
 class BuiltEngine:
     """What the payload's own configuration says, in so far as the executor must be told it."""
 
-    limits: EngineLimits
+    limits: EngineLimits  # of which the server may allow less than was compiled
+    max_seq_len: int  # that was compiled
     padded_vocab_size: int  # the width of the logits
     lora_modules: tuple[str, ...]  # that adapters may change, by the library's names
 
@@ -156,9 +174,15 @@ def read_built_engine(engine: EngineFolder) -> BuiltEngine:
             hint="rebuild the engine with `deepinfer build --force`",
         ) from error
     ranks = manifest.parallelism.tensor_parallel_size
-    return BuiltEngine(
+    served = {
         # The library counts no padding, so it keeps no limit of its own on the prompt's length.
-        limits.model_copy(update={"max_input_len": manifest.limits.max_input_len}),
+        "max_input_len": manifest.limits.max_input_len,
+        # The compiled one stays, but the library's own check of a request goes by this.
+        "max_seq_len": min(limits.max_seq_len, manifest.limits.max_seq_len),
+    }
+    return BuiltEngine(
+        limits.model_copy(update=served),
+        limits.max_seq_len,
         math.ceil(vocab_size / ranks) * ranks,  # each rank has as many rows of the LM head
         tuple(map(str, lora)),
     )

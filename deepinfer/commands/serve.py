@@ -54,6 +54,7 @@ class ConfigOption(click.Option):
 @click.option("--model", cls=ConfigOption, path="engine.model")
 @click.option("--served-model-name", cls=ConfigOption, path="engine.served_model_names")
 @click.option("--lora", cls=ConfigOption, path="engine.lora", multiple=True)
+@click.option("--max-seq-len", cls=ConfigOption, path="engine.max_seq_len")
 @click.option("--host", cls=ConfigOption, path="server.host")
 @click.option("--port", cls=ConfigOption, path="server.port")
 @click.option("--api-key-file", cls=ConfigOption, path="server.api_key_file")
@@ -135,7 +136,7 @@ def _run(config: ServeConfig, *, log_level: str) -> None:
     import logging
 
     from deepinfer import logs
-    from deepinfer.server.choice import choose_engines
+    from deepinfer.server.choice import apply_max_seq_len, choose_engines
     from deepinfer.server.guessing import choose_draft
     from deepinfer.server.keys import KeyRing, read_keys
     from deepinfer.server.listen import base_url, is_public, listen_together
@@ -145,7 +146,8 @@ def _run(config: ServeConfig, *, log_level: str) -> None:
     logger = logging.getLogger(__name__)
     keys = KeyRing(read_keys(config), config.limits)
     tls = open_tls(config.server.tls_certificate, config.server.tls_key)
-    engines = choose_engines(config.engine.engine_dir, config.engine.model)
+    chosen = choose_engines(config.engine.engine_dir, config.engine.model)
+    engines = apply_max_seq_len(chosen, config.engine.max_seq_len)
     draft = choose_draft(engines, config.engine)
     with ExitStack() as sockets:
         listeners = listen_together(
@@ -167,7 +169,8 @@ def _run(config: ServeConfig, *, log_level: str) -> None:
 
         from deepinfer.server.offer import make_offer
 
-        offer = make_offer(config, engines, _engine_options(config, draft))
+        options = _engine_options(config, draft)
+        offer = make_offer(config, engines, options, first_name=chosen[0].manifest.name)
         if config.server.api_workers == 1:
             _serve_alone(config, offer, keys, listeners[0], url, tls)
         else:
@@ -250,6 +253,7 @@ def _engine_options(config: ServeConfig, draft: EngineFolder | None) -> EngineOp
 
     kv_cache_gb = config.engine.kv_cache_gb
     return EngineOptions(
+        max_seq_len=config.engine.max_seq_len,
         max_waiting=config.engine.max_waiting_requests,
         max_waiting_tokens=config.engine.max_waiting_tokens,
         resume_attempts=config.engine.resume_attempts,

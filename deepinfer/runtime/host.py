@@ -39,6 +39,7 @@ from deepinfer.manifest import EngineFolder, read_engine
 from deepinfer.runtime import wire
 from deepinfer.runtime.peer import Peer
 from deepinfer.runtime.queue import AdmissionQueue
+from deepinfer.serving_limits import with_max_seq_len
 
 logger = logging.getLogger("deepinfer.runtime.host")  # not "__main__", as it is run
 
@@ -325,7 +326,7 @@ def main() -> int:
     options = msgspec.json.decode(arguments.options, type=EngineOptions)
     listener = socket.socket(fileno=arguments.listen_fd)
     try:
-        engine = read_engine(arguments.engine)
+        engine = with_max_seq_len(read_engine(arguments.engine), options.max_seq_len)
     except CommandError as error:  # it was there when the server started
         logger.error("cannot start again: %s", error.message)
         return 1

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deepinfer.errors import EngineError
 from deepinfer.manifest import EngineFolder, find_damage, find_engine_folders, read_engine
+from deepinfer.serving_limits import with_max_seq_len
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,35 @@ def choose_engines(engine_dir: Path, model: str | None) -> list[EngineFolder]:
             f"there is no engine in `{engine_dir}`", hint=BUILD_HINT.format(folder=engine_dir)
         )
     return _keep_whole(engines if model is None else [_find(engine_dir, engines, model)])
+
+
+def apply_max_seq_len(
+    engines: Sequence[EngineFolder], max_seq_len: int | None
+) -> list[EngineFolder]:
+    """Those of `engines` that can be served with `max_seq_len`, each with that limit.
+
+    None leaves every engine as it was built. Those that cannot are named in the log. Raises
+    EngineError when none can.
+    """
+    served: list[EngineFolder] = []
+    errors: list[EngineError] = []
+    for engine in engines:
+        try:
+            served.append(with_max_seq_len(engine, max_seq_len))
+        except EngineError as error:
+            errors.append(error)
+            continue
+        built, now = engine.manifest.limits, served[-1].manifest.limits
+        if now != built:
+            logger.info(
+                "engine `%s` takes sequences of %s tokens; it was built for %s",
+                engine.manifest.name, f"{now.max_seq_len:,}", f"{built.max_seq_len:,}",
+            )  # fmt: skip
+    if not served:
+        raise errors[0]
+    for refused in errors:
+        logger.warning("not served: %s; %s", refused.message, refused.hint)
+    return served
 
 
 def _read_engines(engine_dir: Path) -> list[EngineFolder]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from deepinfer.config import EngineSection
 from deepinfer.errors import EngineError
 from deepinfer.manifest import TOKENIZER_DIR, EngineFolder, find_damage, read_engine
+from deepinfer.serving_limits import with_max_seq_len
 
 BACKEND = "openvino"  # the only one whose library guesses as it is served
 TOKENIZER_FILE = f"{TOKENIZER_DIR}/tokenizer.json"
@@ -29,7 +30,7 @@ def choose_draft(engines: Sequence[EngineFolder], section: EngineSection) -> Eng
             "in one way",
             hint="leave `--prompt-lookup` or `--draft-engine` out",
         )
-    draft = _read_draft(section.draft_engine)
+    draft = with_max_seq_len(_read_draft(section.draft_engine), section.max_seq_len)
     what = f"`engine.draft_engine` is `{draft.manifest.name}`"
     _check_backends(engines, what, "--draft-engine")
     for engine in engines:
@@ -81,5 +82,6 @@ def _check_pair(engine: EngineFolder, draft: EngineFolder) -> None:
         raise EngineError(
             f"draft engine `{its.name}` takes sequences of {its.limits.max_seq_len:,} tokens; "
             f"engine `{own.name}` takes {own.limits.max_seq_len:,}",
-            hint=f"rebuild the draft with `--max-seq-len {own.limits.max_seq_len}`",
+            hint=f"serve both with `--max-seq-len {its.limits.max_seq_len}`, or with "
+            f"`--max-seq-len {own.limits.max_seq_len}` if the draft's model has the positions",
         )

@@ -45,11 +45,18 @@ class Offer:
 
 
 def make_offer(
-    config: ServeConfig, engines: Sequence[EngineFolder], options: EngineOptions
+    config: ServeConfig,
+    engines: Sequence[EngineFolder],
+    options: EngineOptions,
+    *,
+    first_name: str,
 ) -> Offer:
-    """Those of `engines` that fit, with their share of the memory; the log says what is offered."""
+    """Those of `engines` that fit, with their share of the memory; the log says what is offered.
+
+    `first_name` is the engine that the configuration's aliases are for.
+    """
     placed = place_engines(engines, options)
-    aliases = _keep_aliases(config, engines[0], placed[0][0])
+    aliases = _keep_aliases(config, first_name, placed[0][0].manifest.name)
     manifests = [engine.manifest for engine, _ in placed]
     names = name_engines(manifests, aliases)
     taken = {name for own in names for name in (*own.listed, *own.unlisted)}
@@ -109,15 +116,15 @@ def _announce(offered: OfferedEngine, adapters: Sequence[str]) -> None:
         )
 
 
-def _keep_aliases(config: ServeConfig, asked: EngineFolder, first: EngineFolder) -> tuple[str, ...]:
-    """The names given to the first engine; none when it does not fit, or they would move on."""
+def _keep_aliases(config: ServeConfig, asked: str, first: str) -> tuple[str, ...]:
+    """The names given to the first engine; none when it is not served, or they would move on."""
     aliases = config.engine.served_model_names or ()
-    if asked is first or not aliases:
+    if asked == first or not aliases:
         return aliases
     logger.warning(
         "nothing answers to %s, which are names of engine `%s`",
         _list_names(aliases),
-        asked.manifest.name,
+        asked,
     )
     return ()
 

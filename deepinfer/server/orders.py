@@ -21,6 +21,7 @@ from deepinfer.runtime.wire import HEADER
 from deepinfer.server.keys import Key
 from deepinfer.server.names import EngineNames
 from deepinfer.server.offer import Offer, OfferedEngine
+from deepinfer.serving_limits import with_max_seq_len
 
 # Which keys there are is the front's business; it says so when that changes.
 NOT_FOR_WORKERS = {"server": {"api_key", "api_key_file"}}
@@ -38,7 +39,8 @@ class EngineOrder(msgspec.Struct, frozen=True):
     def offered(self) -> OfferedEngine:
         """Raises EngineError when the folder is there no more."""
         names = EngineNames(self.listed_names, self.unlisted_names)
-        return OfferedEngine(read_engine(Path(self.path)), self.options, names)
+        engine = with_max_seq_len(read_engine(Path(self.path)), self.options.max_seq_len)
+        return OfferedEngine(engine, self.options, names)
 
 
 class KeyOrder(msgspec.Struct, frozen=True):

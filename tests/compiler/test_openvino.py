@@ -19,6 +19,7 @@ from deepinfer.device import read_machine
 from deepinfer.engine import EngineOptions
 from deepinfer.generation import GenerationRequest, SamplingParams
 from deepinfer.manifest import EngineFolder, find_damage
+from deepinfer.serving_limits import with_max_seq_len
 from tests.checkpoints import ARCHITECTURES, CHAT_TEMPLATE, TEXT, VOCAB_SIZE, make_checkpoint
 from tests.compiler.compiling import build, build_engine, read_constants, read_json
 
@@ -200,6 +201,64 @@ def test_every_weight_is_in_its_place(
     prompts = [[(7 * i + 11 * k) % VOCAB_SIZE for k in range(10 * i + 8)] for i in range(1, 5)]
     expected = generate_by_transformers(checkpoint, prompts, 48)
     assert generate(engine, prompts, 48) == expected
+
+
+def scale_rope(**scaling: Any) -> Callable[[Path], None]:
+    """Give a checkpoint a RoPE that is scaled from 128 positions to its 512."""
+
+    def edit(checkpoint: Path) -> None:
+        config = read_json(checkpoint / "config.json")
+        original = {"original_max_position_embeddings": 128, "rope_theta": 10_000.0}
+        config["rope_parameters"] = original | scaling
+        (checkpoint / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+    return edit
+
+
+ANY_LENGTH: dict[str, tuple[str, int | None, Callable[[Path], None] | None]] = {
+    "llama": ("llama", None, None),
+    "sliding window": ("phi3", 16, None),
+    "llama 3's RoPE": (
+        "llama",
+        None,
+        scale_rope(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0),
+    ),
+    "YaRN": ("qwen3", None, scale_rope(rope_type="yarn", factor=4.0)),
+}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sliding_window", "edit"), ANY_LENGTH.values(), ids=ANY_LENGTH
+)
+def test_longest_sequence_of_a_cpu_engine_is_only_a_number(
+    tmp_path: Path,
+    architecture: str,
+    sliding_window: int | None,
+    edit: Callable[[Path], None] | None,
+) -> None:
+    """Built for 32 tokens and served with 400, it is the engine that is built for 400."""
+    checkpoint = make_checkpoint(
+        tmp_path / "checkpoint", architecture, sliding_window=sliding_window
+    )
+    if edit is not None:
+        edit(checkpoint)
+    short, long = (
+        build_engine(checkpoint, tmp_path / length, "fp32", "--max-seq-len", length)
+        for length in ("32", "400")
+    )
+    raised = with_max_seq_len(short, 400)
+    assert raised.manifest.limits == long.manifest.limits
+    weights = "payload/openvino_model.bin"
+    assert short.manifest.files[weights] == long.manifest.files[weights]
+    prompts = [
+        [(7 * i + 11 * k) % VOCAB_SIZE for k in range(length)]
+        for i, length in enumerate((8, 100, 300))
+    ]
+    answers = generate(raised, prompts, 100)
+    assert answers == generate(long, prompts, 100)
+    # The last of them has 400 tokens, where that of the engine as it was built would have ended.
+    assert [len(answer) for answer in answers] == [100, 100, 100]
+    assert answers == generate_by_transformers(checkpoint, prompts, 100)
 
 
 def test_checkpoint_without_end_token_runs(tmp_path: Path) -> None:

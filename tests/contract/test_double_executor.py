@@ -45,17 +45,25 @@ async def test_batch_does_not_change_an_answer(llm: Any) -> None:
     assert max(item["numActiveRequests"] for item in llm.get_stats(0)) <= LIMITS["max_batch_size"]
 
 
-async def test_requests_wait_for_room_in_the_cache(load: Loader, engine_dir: Path) -> None:
+async def test_requests_wait_for_room_in_the_cache(double_root: Path, engine_dir: Path) -> None:
+    with loader_on(double_root, assumptions={"small_cache_lowers_max_seq_len": False}) as load:
+        from tensorrt_llm.llmapi import KvCacheConfig
+
+        llm = load(engine_dir, kv_cache_config=KvCacheConfig(max_tokens=64), **LIMITS)
+        answers = await asyncio.gather(*(steps(llm, [9], max_tokens=40) for _ in range(3)))
+        assert [answer[-1][1] for answer in answers] == ["length"] * 3
+        stats = llm.get_stats(0)
+        assert max(item["numActiveRequests"] for item in stats) == 1
+        assert {item["kvCacheStats"]["maxNumBlocks"] for item in stats} == {2}
+        with pytest.raises(RuntimeError, match="maxTokensInPagedKvCache must be large enough"):
+            ids(llm, max_tokens=100)
+
+
+def test_cache_that_holds_no_full_sequence_lowers_the_limit(load: Loader, engine_dir: Path) -> None:
     from tensorrt_llm.llmapi import KvCacheConfig
 
     llm = load(engine_dir, kv_cache_config=KvCacheConfig(max_tokens=64), **LIMITS)
-    answers = await asyncio.gather(*(steps(llm, [9], max_tokens=40) for _ in range(3)))
-    assert [answer[-1][1] for answer in answers] == ["length"] * 3
-    stats = llm.get_stats(0)
-    assert max(item["numActiveRequests"] for item in stats) == 1
-    assert {item["kvCacheStats"]["maxNumBlocks"] for item in stats} == {2}
-    with pytest.raises(RuntimeError, match="maxTokensInPagedKvCache must be large enough"):
-        ids(llm, max_tokens=100)
+    assert len(ids(llm, [9], max_tokens=40)) == 32  # one block and one token, less the prompt
 
 
 def test_statistics_have_the_recorded_keys_and_are_handed_out_once(llm: Any) -> None:

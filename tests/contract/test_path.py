@@ -19,6 +19,7 @@ from deepinfer.manifest import EngineFolder, EngineManifest, read_engine, write_
 from tests.contract.installing import RTX_5090, double_environment, make_double_root
 from tests.fake_nvml import GIB, Card
 from tests.server.serving import DEADLINE_S, client_of, read_events, serving, starting
+from tests.server.test_bad_requests import assert_error
 
 RTX_4090 = Card("NVIDIA GeForce RTX 4090", 24 * GIB, 23 * GIB, (8, 9))
 BANNER = "[TensorRT-LLM] TensorRT-LLM version"  # which the library prints when it is imported
@@ -109,6 +110,37 @@ def test_sdk_is_answered_and_the_gpu_is_named(built: Path, root: Path) -> None:
         )
         text = forced.choices[0].text
         assert text and text == text[: len(text) // 3] * 3, "the forced token, three times"
+
+
+def test_engine_is_served_with_a_lower_limit_than_was_compiled(built: Path, root: Path) -> None:
+    lowered = ("--max-seq-len", "64")
+    prompt = list(range(10, 20))
+    with (
+        serving(built, *lowered, environment=Machine(root).environment) as server,
+        client_of(server) as http,
+    ):
+        assert http.get("/v1/models").json()["data"][0]["max_model_len"] == 64
+        refused = http.post("/v1/completions", json={"prompt": prompt, "max_tokens": 55})
+        message = assert_error(refused, 400, "context_length_exceeded", "prompt")
+        assert "maximum context length is 64" in message
+        body = {"prompt": prompt, "ignore_eos": True}
+        answer = http.post("/v1/completions", json=body).json()
+        assert answer["usage"]["completion_tokens"] == 54
+
+
+def test_more_than_was_compiled_is_refused_before_the_engine_is_started(
+    built: Path, root: Path
+) -> None:
+    (folder,) = (path for path in built.iterdir() if not path.name.startswith("."))
+    compiled = read_engine(folder).manifest.limits.max_seq_len
+    options = ("--max-seq-len", str(compiled + 1))
+    with starting(built, *options, environment=Machine(root).environment) as server:
+        assert server.wait() == 1
+    error, hint = server.log.splitlines()
+    assert error.startswith("error: engine `sample.fp8.sm120` was compiled for ")
+    assert f"{compiled:,} tokens; `engine.max_seq_len` is {compiled + 1:,}" in error
+    assert f"`deepinfer build --model sample --max-seq-len {compiled + 1}`" in hint
+    assert f"`--max-seq-len {compiled}`" in hint
 
 
 def test_executor_that_dies_is_started_again(built: Path, root: Path) -> None:

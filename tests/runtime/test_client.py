@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import stat
 from pathlib import Path
 
 import pytest
 
-from deepinfer.engine import EngineOptions
+from deepinfer.engine import Capacity, EngineOptions
 from deepinfer.errors import (
     BackendError,
     ContextLengthExceeded,
@@ -56,6 +58,36 @@ async def test_generate_before_the_engine_is_ready_is_refused(tmp_path: Path) ->
     try:
         error = await raises_soon(EngineLoading, collect(client, request("a")))
         assert "loading" in str(error)
+    finally:
+        await client.close(timeout_s=0)
+
+
+async def test_every_life_of_an_engine_has_the_limit_that_it_is_served_with(
+    tmp_path: Path,
+) -> None:
+    """Asked by a client that knows only what the engine was built for."""
+
+    async def check(client: EngineClient) -> None:
+        assert client.capacity == Capacity(8, num_blocks=8 * 4, tokens_per_block=32)
+        error = await raises_soon(InvalidValue, collect(client, request("long", (5,), 100)))
+        assert "exceed the engine's 100" in str(error)
+        assert (await collect(client, request("short", (5,), 99)))["short"].token_ids
+
+    options = EngineOptions(max_seq_len=100)
+    async with running(tmp_path, options, max_seq_len=512, max_batch_size=8) as client:
+        await check(client)
+        pid = pid_of(client)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: client.num_ready == 2)
+        await check(client)
+
+
+async def test_engine_that_cannot_have_the_limit_does_not_start(tmp_path: Path) -> None:
+    client = EngineClient(make_simulated_engine(tmp_path), EngineOptions(max_seq_len=513))
+    await client.start()
+    try:
+        await raises_soon(BackendError, client.wait_ready())
     finally:
         await client.close(timeout_s=0)
 

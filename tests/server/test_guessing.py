@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from deepinfer.config import EngineSection
 from deepinfer.errors import EngineError
 from deepinfer.manifest import EngineFolder, read_engine, write_manifest
 from deepinfer.server.guessing import choose_draft
+from deepinfer.serving_limits import with_max_seq_len
 from tests.engines import make_simulated_engine
 
 TOKENIZER = '{"version": "1.0"}'
@@ -68,7 +70,7 @@ DRAFTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "shorter sequences": (
         {"max_seq_len": 256},
         "draft engine `small` takes sequences of 256 tokens; engine `one` takes 512",
-        "`--max-seq-len 512`",
+        "`--max-seq-len 256`",
     ),
     "other backend": (
         {"backend": "tensorrt-llm"},
@@ -88,6 +90,25 @@ def test_draft_that_does_not_fit_is_refused_with_the_reason(
         choose_draft([engine], EngineSection(draft_engine=draft.path))
     assert refused.value.message == message
     assert hint in (refused.value.hint or "")
+
+
+def test_draft_is_served_with_the_limit_of_its_engines(tmp_path: Path) -> None:
+    engine = with_max_seq_len(make_engine(tmp_path / "one", max_seq_len=512), 256)
+    longer = make_engine(tmp_path / "longer", max_seq_len=1024)
+    shorter = make_engine(tmp_path / "shorter", max_seq_len=128)
+    chosen = choose_draft([engine], EngineSection(draft_engine=longer.path, max_seq_len=256))
+    assert chosen is not None and chosen.manifest.limits.max_seq_len == 256
+    section = EngineSection(draft_engine=shorter.path, max_seq_len=256)
+    with pytest.raises(EngineError, match="engine `shorter` .* `engine.max_seq_len` is 256"):
+        choose_draft([engine], section)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        **{"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+        **{"vocab_size": 512, "max_position_embeddings": 256},
+    }
+    (shorter.tokenizer_dir / "config.json").write_text(json.dumps(config))
+    chosen = choose_draft([engine], section)
+    assert chosen is not None and chosen.manifest.limits.max_seq_len == 256
 
 
 def test_damaged_draft_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from deepinfer.server.memory import (
     place_engines,
     share_memory,
 )
+from deepinfer.serving_limits import with_max_seq_len
 from tests.engines import make_simulated_engine
 from tests.server.test_app import RTX_5090
 
@@ -167,6 +168,12 @@ def test_nothing_that_fits_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(EngineError, match="none of 2 engines fits") as refused:
         place_engines(engines, EngineOptions())
     assert "--model" in (refused.value.hint or "")
+
+
+def test_cache_is_counted_for_sequences_as_they_are_served(tmp_path: Path) -> None:
+    engine = make_simulated_engine(tmp_path, max_seq_len=512, max_batch_size=8)
+    found = describe_demand(with_max_seq_len(engine, 100).manifest, [])
+    assert (found.sequence_bytes, found.full_bytes) == (128, 128 * 8)  # in blocks of 32 tokens
 
 
 def test_guesses_take_cache_beside_each_sequence(tmp_path: Path) -> None:

@@ -52,6 +52,9 @@ def load_engine(folder: Path, config: ExecutorConfig, tensorrt_version: str) -> 
     num_tokens = _kv_tokens(config.kv_cache_config, kv_bytes_per_token(pretrained), free_bytes)
     if num_tokens < tokens_per_block:
         raise RuntimeError(message("out_of_memory"))
+    config.max_seq_len = min(
+        config.max_seq_len, _longest_sequence(built["max_seq_len"], num_tokens, tokens_per_block)
+    )
     facts = EngineFacts(
         limits={name: built[name] for name in CHECKED_LIMITS},
         vocab_size=_padded(pretrained["vocab_size"], pretrained["mapping"]["tp_size"]),
@@ -97,6 +100,17 @@ def _kv_tokens(config: Any, bytes_per_token: float, free_bytes: int) -> int:
     if config.max_tokens is not None:
         limits.append(config.max_tokens)
     return min(limits)
+
+
+def _longest_sequence(built: int, num_tokens: int, tokens_per_block: int) -> int:
+    """The executor's own limit: less than was built where the KV cache holds no such sequence.
+
+    As `KVCacheManager::calculateMaxAttentionWindow` counts for one token of output (near 1.2).
+    """
+    num_blocks = -(-num_tokens // tokens_per_block)
+    if num_blocks * tokens_per_block >= built or not assumed("small_cache_lowers_max_seq_len"):
+        return built
+    return 1 + (num_blocks - 1) * tokens_per_block
 
 
 def _padded(vocab_size: int, tp_size: int) -> int:
