@@ -115,8 +115,14 @@ def logits_bytes(dims: ModelDims) -> int:
 
 
 def calibration_bytes(checkpoint: Checkpoint) -> int:
-    """Of a GPU on which ModelOpt runs the model in 16 bits."""
-    return checkpoint.num_parameters * BYTES_16 + CALIBRATION_BYTES
+    """Of a GPU on which ModelOpt runs the model in 16 bits, and exports it.
+
+    The export joins queries, keys and values of all layers while it still has their parts.
+    """
+    dims = checkpoint.dims
+    num_outputs = dims.head_dim * (dims.num_attention_heads + 2 * dims.num_kv_heads)
+    joined = dims.num_layers * dims.hidden_size * num_outputs
+    return (checkpoint.num_parameters + joined) * BYTES_16 + CALIBRATION_BYTES
 
 
 def min_host_bytes(checkpoint: Checkpoint, precision: str, *, is_calibrated_on_gpu: bool) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from deepinfer.checkpoint import Checkpoint, Rope
+from deepinfer.compiler import gpu_footprint
 from deepinfer.compiler.plan import BuildPlan, check_room
 from deepinfer.compiler.target import TargetDevice
 from deepinfer.compiler.tensorrt_llm_plan import TensorRtLlmPlan
@@ -449,3 +450,9 @@ def test_limits_that_follow_from_free_memory_are_named_and_make_no_other_plan() 
     assert made.digest == busy.digest
     assert set(made.fitted_limits) == {"max_seq_len", "max_input_len", "max_batch_size"}
     assert plan(RTX5090, LLAMA, max_seq_len=4096).fitted_limits == ("max_batch_size",)
+
+
+def test_calibration_needs_the_model_and_the_joined_attention_weights_of_all_layers() -> None:
+    joined = 32 * 4096 * 128 * (32 + 2 * 8)
+    expected = 2 * (8_030_261_248 + joined) + 1_500_000_000
+    assert gpu_footprint.calibration_bytes(LLAMA) == expected
