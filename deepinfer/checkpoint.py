@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepinfer.errors import CheckpointError
+from deepinfer.errors import CheckpointError, UnreadableModel
 from deepinfer.weights import PRECISION_BY_DTYPE, WEIGHTS_INDEX_NAME, Weights, damaged, read_weights
 
 CONFIG_NAME = "config.json"
@@ -41,6 +41,11 @@ SMALL_FILE_NAMES = (
 # RoPE whose factors change when a sequence passes the original length. One long sequence would
 # change every other in its batch, so the original length is the limit.
 LENGTH_DEPENDENT_ROPE_TYPES = frozenset({"longrope", "su", "dynamic"})
+# What transformers takes where config.json does not say it, as it leaves out what is its default.
+TIED_BY_DEFAULT = frozenset({"gemma", "gemma2", "gemma3_text", "cohere", "starcoder2"})
+KEY_BIAS_BY_DEFAULT = frozenset({"qwen2", "qwen2_moe", "starcoder2"})
+# Those without a gate have two matrices in an MLP: up and down.
+UNGATED_MLP_MODELS = frozenset({"nemotron", "starcoder2"})
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class ModelDims:
     num_experts: int = 0  # 0 for a dense model
     expert_intermediate_size: int = 0
     num_experts_per_token: int = 0
+    shared_expert_intermediate_size: int = 0  # of the expert that every token meets
+    num_mlp_matrices: int = 3  # of hidden size by intermediate size: gate, up and down
 
     @property
     def num_expert_parameters(self) -> int:
@@ -64,10 +71,12 @@ class ModelDims:
 
     @property
     def num_layer_parameters(self) -> int:
-        """All but embedding and LM head: attention, gated MLP or experts with router, norms."""
+        """All but embedding and LM head: attention, MLP or experts with router, norms."""
         hidden_size = self.hidden_size
         attention = hidden_size * self.head_dim * 2 * (self.num_attention_heads + self.num_kv_heads)
-        mlp = 0 if self.num_experts else 3 * hidden_size * self.intermediate_size
+        mlp = self.num_mlp_matrices * hidden_size * self.intermediate_size
+        if self.num_experts:
+            mlp = 3 * hidden_size * self.shared_expert_intermediate_size
         layer = attention + mlp + self.num_experts * hidden_size + 2 * hidden_size
         return self.num_layers * layer + self.num_expert_parameters + hidden_size
 
@@ -86,6 +95,26 @@ class Quantization:
 
 
 @dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding, as config.json describes it."""
+
+    type: str = "default"  # in transformers' words, such as "llama3" or "yarn"
+    theta: float | None = None  # None: config.json does not say it
+    factor: float = 1.0
+    original_max_positions: int | None = None
+    has_alpha: bool = False  # of "dynamic", as Hunyuan's models have it
+
+    def reach(self, positions: int) -> int:
+        """Tokens that it was made for, of a model with so many `max_position_embeddings`.
+
+        YaRN reaches its factor times the original length.
+        """
+        if self.type != "yarn":
+            return positions
+        return max(positions, int((self.original_max_positions or positions) * self.factor))
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     id: str
     source: str  # what `--model` names: the id, or the folder's path
@@ -101,7 +130,11 @@ class Checkpoint:
     pad_token_id: int | None = None
     quant_method: str | None = None  # of a checkpoint that is quantised already
     quantization: Quantization | None = None  # by ModelOpt
+    rope: Rope = Rope()
     is_length_limited_by_rope: bool = False
+    sliding_window: int | None = None  # tokens that some layers look back at; None: all of them
+    has_key_bias: bool = False
+    renormalizes_experts: bool = False  # the weights of the chosen ones, to a sum of 1
     has_chat_template: bool = False
     has_counted_weights: bool = False  # from the dimensions: there are no weights to read
 
@@ -130,6 +163,10 @@ class Checkpoint:
         return self.weights.lm_head_parameters if self.is_tied else 0
 
     @property
+    def max_positions(self) -> int:
+        return self.rope.reach(self.dims.max_position_embeddings)
+
+    @property
     def has_weights(self) -> bool:
         """Whether the weights are in the folder, and not only on the hub."""
         return all((self.folder / name).is_file() for name in self.weights.files)
@@ -146,7 +183,8 @@ def read_checkpoint(
     """Read `folder`. With `weights` given, its safetensors are not looked for.
 
     When those are counted and not real, the tokenizer may be missing as well. Raises
-    CheckpointError when it is not a checkpoint, is damaged, or has no safetensors.
+    UnreadableModel when config.json does not say the model's dimensions, and CheckpointError when
+    it is not a checkpoint, is damaged, or has no safetensors.
     """
     source = model_id or str(folder.resolve())
     # Clients see the id: a folder goes by its name, and its path stays on this machine.
@@ -160,6 +198,7 @@ def read_checkpoint(
         _require_tokenizer(folder, source)
     generation = _read_optional_json(folder / GENERATION_CONFIG_NAME)
     dims = _read_dims(text_config, architecture)
+    rope = _read_rope(text_config)
     return Checkpoint(
         id=model_id,
         source=source,
@@ -169,13 +208,17 @@ def read_checkpoint(
         model_type=str(config.get("model_type", "")),
         dims=dims,
         weights=weights,
-        is_tied=not weights.lm_head_parameters or bool(config.get("tie_word_embeddings")),
+        is_tied=not weights.lm_head_parameters or _is_tied(config),
         eos_token_ids=_find_eos_token_ids(folder, generation, text_config, dims.vocab_size),
         bos_token_id=_first_token_id(generation, text_config, "bos_token_id"),
         pad_token_id=_first_token_id(generation, text_config, "pad_token_id"),
         quant_method=_find_quant_method(folder, config),
         quantization=_read_quantization(folder / QUANTIZATION_NAME),
-        is_length_limited_by_rope=_rope_type(text_config) in LENGTH_DEPENDENT_ROPE_TYPES,
+        rope=rope,
+        is_length_limited_by_rope=rope.type in LENGTH_DEPENDENT_ROPE_TYPES,
+        sliding_window=_find_sliding_window(text_config),
+        has_key_bias=_has_key_bias(text_config, weights),
+        renormalizes_experts=bool(text_config.get("norm_topk_prob")),
         has_chat_template=find_chat_template(folder) is not None,
         has_counted_weights=has_counted_weights,
     )
@@ -196,8 +239,10 @@ def read_positions(path: Path) -> Positions:
     config = _read_json(path)
     text_config = config.get("text_config") or config
     dims = _read_dims(text_config, _read_architecture(config, str(path.parent)))
-    is_limited_by_rope = _rope_type(text_config) in LENGTH_DEPENDENT_ROPE_TYPES
-    return Positions(dims.max_position_embeddings, is_limited_by_rope)
+    rope = _read_rope(text_config)
+    return Positions(
+        rope.reach(dims.max_position_embeddings), rope.type in LENGTH_DEPENDENT_ROPE_TYPES
+    )
 
 
 def find_chat_template(folder: Path) -> str | None:
@@ -273,13 +318,16 @@ def _read_dims(config: dict[str, Any], architecture: str) -> ModelDims:
                 return value
         if default is not None:
             return default
-        raise CheckpointError(f"the {CONFIG_NAME} of this {architecture} has no `{keys[0]}`")
+        raise UnreadableModel(
+            f"the {CONFIG_NAME} of this {architecture} has no `{keys[0]}`", architecture
+        )
 
     hidden_size = read("hidden_size", "n_embd", "d_model")
     num_heads = read("num_attention_heads", "n_head", "num_heads")
     max_positions = read("max_position_embeddings", "n_positions", "seq_length")
-    if _rope_type(config) in LENGTH_DEPENDENT_ROPE_TYPES:
-        max_positions = min(max_positions, _original_max_positions(config) or max_positions)
+    rope = _read_rope(config)
+    if rope.type in LENGTH_DEPENDENT_ROPE_TYPES:
+        max_positions = min(max_positions, rope.original_max_positions or max_positions)
     return ModelDims(
         hidden_size=hidden_size,
         num_layers=read("num_hidden_layers", "n_layer", "num_layers"),
@@ -292,23 +340,48 @@ def _read_dims(config: dict[str, Any], architecture: str) -> ModelDims:
         num_experts=read("num_local_experts", "num_experts", default=0),
         expert_intermediate_size=read("moe_intermediate_size", default=0),
         num_experts_per_token=read("num_experts_per_tok", default=0),
+        shared_expert_intermediate_size=read("shared_expert_intermediate_size", default=0),
+        num_mlp_matrices=2 if config.get("model_type") in UNGATED_MLP_MODELS else 3,
     )
 
 
-def _rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
-    found = config.get("rope_parameters") or config.get("rope_scaling")
-    return found if isinstance(found, dict) else {}
+def _read_rope(config: dict[str, Any]) -> Rope:
+    nested, scaling = config.get("rope_parameters"), config.get("rope_scaling")
+    found = nested or scaling
+    found = found if isinstance(found, dict) else {}
+    found = found.get("full_attention", found)  # Gemma 3 has one for each kind of attention
+    original = found.get("original_max_position_embeddings") or config.get(
+        "original_max_position_embeddings"
+    )
+    theta = config.get("rope_theta") or found.get("rope_theta")
+    return Rope(
+        type=str(found.get("rope_type") or found.get("type") or "default"),
+        theta=float(theta) if isinstance(theta, int | float) else None,
+        factor=float(found.get("factor") or 1.0),
+        original_max_positions=original if isinstance(original, int) else None,
+        has_alpha="alpha" in found,
+    )
 
 
-def _rope_type(config: dict[str, Any]) -> str:
-    rope = _rope_parameters(config)
-    return str(rope.get("rope_type") or rope.get("type") or "default")
+def _find_sliding_window(config: dict[str, Any]) -> int | None:
+    window = config.get("sliding_window")
+    if not isinstance(window, int) or not config.get("use_sliding_window", True):
+        return None
+    return window
 
 
-def _original_max_positions(config: dict[str, Any]) -> int | None:
-    key = "original_max_position_embeddings"
-    found = _rope_parameters(config).get(key) or config.get(key)
-    return found if isinstance(found, int) else None
+def _has_key_bias(config: dict[str, Any], weights: Weights) -> bool:
+    if weights.shapes:
+        return any(
+            name.endswith((".k_proj.bias", ".qkv_proj.bias", ".c_attn.bias"))
+            for name in weights.shapes
+        )
+    is_biased = config.get("attention_bias", config.get("use_bias"))
+    return config.get("model_type") in KEY_BIAS_BY_DEFAULT if is_biased is None else bool(is_biased)
+
+
+def _is_tied(config: dict[str, Any]) -> bool:
+    return bool(config.get("tie_word_embeddings", config.get("model_type") in TIED_BY_DEFAULT))
 
 
 def _find_quant_method(folder: Path, config: dict[str, Any]) -> str | None:

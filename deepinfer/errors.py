@@ -4,6 +4,7 @@
       CommandError                    what a terminal user sees: one line and a hint
         ConfigError                   a configuration value, file or variable
         CheckpointError               the Hugging Face side: not found, not a checkpoint, damaged
+          UnreadableModel             its config.json has other keys than those of language models
         PlanError                     wishes that this device and checkpoint cannot meet together
         BuildError                    a compilation that started and could not finish
         EngineError                   an engine folder: missing, damaged, built for another machine
@@ -65,6 +66,14 @@ class ConfigError(CommandError):
 
 class CheckpointError(CommandError):
     pass
+
+
+class UnreadableModel(CheckpointError):
+    """With the architecture, which says more about the reason than the key that is missing."""
+
+    def __init__(self, message: str, architecture: str) -> None:
+        super().__init__(message)
+        self.architecture = architecture
 
 
 class PlanError(CommandError):

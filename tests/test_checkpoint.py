@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from deepinfer.checkpoint import digest_source, find_chat_template, read_checkpoint
-from deepinfer.errors import CheckpointError
+from deepinfer.errors import CheckpointError, UnreadableModel
 from tests.checkpoints import CHAT_TEMPLATE, VOCAB_SIZE, make_checkpoint
 
 
@@ -321,3 +321,79 @@ def test_digest_covers_code_only_when_it_may_run(
     (folder / "modeling_custom.py").write_text("x = 1\n")
     assert digest_source(checkpoint) == without
     assert digest_source(checkpoint, with_code=True) != with_code
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+
+
+@pytest.mark.parametrize(
+    ("changes", "table", "reach"),
+    [
+        ({"rope_scaling": YARN}, 512, 2048),
+        ({"rope_scaling": YARN, "max_position_embeddings": 2048}, 2048, 2048),
+        ({"rope_parameters": {**YARN, "rope_theta": 1e6}}, 512, 2048),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, 512, 1024),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 512, 512),
+    ],
+    ids=["as-qwen-says", "with-positions", "new-keys", "without-original", "not-yarn"],
+)
+def test_yarn_reaches_its_factor_times_the_original_length(
+    llama: Path,
+    copy_of: Callable[[Path], Path],
+    changes: dict[str, Any],
+    table: int,
+    reach: int,
+) -> None:
+    folder = copy_of(llama)
+    edit_json(folder / "config.json", rope_parameters=None)
+    edit_json(folder / "config.json", **changes)
+    checkpoint = read_checkpoint(folder)
+    assert checkpoint.dims.max_position_embeddings == table
+    assert checkpoint.max_positions == reach
+
+
+def test_rope_is_read_as_transformers_5_writes_it(
+    llama: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    folder = copy_of(llama)
+    nested = {"rope_type": "default", "rope_theta": 500_000.0}
+    edit_json(folder / "config.json", rope_parameters=nested, rope_theta=None)
+    rope = read_checkpoint(folder).rope
+    assert (rope.type, rope.theta) == ("default", 500_000.0)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "has_bias"), [("llama", False), ("qwen2", True), ("qwen3", False)]
+)
+def test_biases_of_keys_are_found_in_the_weights(
+    tmp_path: Path, architecture: str, has_bias: bool
+) -> None:
+    folder = make_checkpoint(tmp_path, architecture)
+    assert read_checkpoint(folder).has_key_bias is has_bias
+
+
+@pytest.mark.parametrize(
+    ("changes", "window"),
+    [
+        ({"sliding_window": 128}, 128),
+        ({"sliding_window": 128, "use_sliding_window": False}, None),
+        ({"sliding_window": 128, "use_sliding_window": True}, 128),
+        ({}, None),
+    ],
+)
+def test_sliding_window_counts_where_it_is_used(
+    llama: Path, copy_of: Callable[[Path], Path], changes: dict[str, Any], window: int | None
+) -> None:
+    folder = copy_of(llama)
+    edit_json(folder / "config.json", **changes)
+    assert read_checkpoint(folder).sliding_window == window
+
+
+def test_missing_dimension_is_reported_with_the_architecture(
+    llama: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    folder = copy_of(llama)
+    edit_json(folder / "config.json", max_position_embeddings=None, architectures=["NewForLM"])
+    with pytest.raises(UnreadableModel, match="has no `max_position_embeddings`") as caught:
+        read_checkpoint(folder)
+    assert caught.value.architecture == "NewForLM"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from deepinfer.checkpoint import Checkpoint
     from deepinfer.compiler.plan import BuildPlan
     from deepinfer.compiler.progress import Progress
+    from deepinfer.compiler.target import TargetDevice
     from deepinfer.compiler.wishes import BuildWishes
 
 EXIT_TERMINATED = 143  # 128 + SIGTERM, as shells report it
@@ -65,6 +66,12 @@ class WishOption(click.Option):
     help="YAML file with any of these; options override it.",
 )
 @click.option("--dry-run", "is_dry_run", is_flag=True, help="Print the plan, and stop.")
+@click.option(
+    "--compare",
+    "is_comparison",
+    is_flag=True,
+    help="Print what each precision of the device would give, and stop.",
+)
 @click.option("--force", "is_forced", is_flag=True, help="Build even if the engine is up to date.")
 @click.option(
     "--trust-remote-code",
@@ -94,14 +101,24 @@ class WishOption(click.Option):
 )
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 def build(
-    recipe: Path | None, is_dry_run: bool, is_forced: bool, is_json: bool, **flags: Any
+    recipe: Path | None,
+    is_dry_run: bool,
+    is_comparison: bool,
+    is_forced: bool,
+    is_json: bool,
+    **flags: Any,
 ) -> None:
     """Compile a Hugging Face checkpoint into an engine."""
+    from deepinfer.compiler.plan import check_room, make_plan
     from deepinfer.compiler.report import plan_as_json
     from deepinfer.compiler.wishes import read_wishes
 
     wishes = read_wishes(recipe, flags)
-    checkpoint, adapter, plan = _make_plan(wishes, is_dry_run=is_dry_run)
+    device, checkpoint, adapter = _read_sources(wishes, is_build=not (is_dry_run or is_comparison))
+    if is_comparison:
+        _print_comparison(device, checkpoint, wishes, adapter, is_json=is_json)
+        return
+    plan = make_plan(device, checkpoint, wishes, adapter)
     if is_dry_run:
         if is_json:
             _print_json(plan_as_json(plan))
@@ -110,18 +127,22 @@ def build(
         return
     if not is_json:
         _print_plan(plan)
+    check_room(plan)
     with _clean_exit_on_sigterm():
         _build(wishes, checkpoint, adapter, plan, is_forced=is_forced, is_json=is_json)
 
 
-def _make_plan(
-    wishes: BuildWishes, *, is_dry_run: bool
-) -> tuple[Checkpoint, Adapter | None, BuildPlan]:
-    from deepinfer.compiler.plan import make_plan
+def _read_sources(
+    wishes: BuildWishes, *, is_build: bool
+) -> tuple[TargetDevice, Checkpoint, Adapter | None]:
+    """The device, the checkpoint and the adapter; only a build needs the card and the weights."""
+    from deepinfer.compiler import cpu
+    from deepinfer.compiler.architectures import find_architecture
     from deepinfer.compiler.source import find_adapter, find_checkpoint
     from deepinfer.compiler.staging import free_disk_bytes
     from deepinfer.compiler.target import require_here, resolve_target
     from deepinfer.device import read_machine
+    from deepinfer.errors import UnreadableModel
     from deepinfer.trtllm_release import installed_version
 
     device = resolve_target(
@@ -131,11 +152,19 @@ def _make_plan(
         backend=wishes.backend,
         has_tensorrt_llm=installed_version() is not None,
     )
-    if not is_dry_run:
+    if is_build:
         require_here(device)
-    checkpoint = find_checkpoint(wishes.model, wishes.revision, needs_weights=not is_dry_run)
+    try:
+        checkpoint = find_checkpoint(wishes.model, wishes.revision, needs_weights=is_build)
+    except UnreadableModel as error:
+        # What is missing says less than that no model of this kind can be built.
+        if device.kind == "gpu":
+            find_architecture(error.architecture)
+        else:
+            cpu.check_architecture(error.architecture)
+        raise
     adapter = find_adapter(wishes.lora) if wishes.lora else None
-    return checkpoint, adapter, make_plan(device, checkpoint, wishes, adapter)
+    return device, checkpoint, adapter
 
 
 def _build(
@@ -160,7 +189,7 @@ def _build(
     if is_json:
         _print_json(result_as_json(plan, result))
         return
-    for line in result_lines(result):
+    for line in result_lines(plan, result):
         click.echo(line)
 
 
@@ -175,6 +204,32 @@ def _print_plan(plan: BuildPlan) -> None:
     from deepinfer.terminal import print_table
 
     print_table(plan_rows(plan), headers=PLAN_HEADERS)
+
+
+def _print_comparison(
+    device: TargetDevice,
+    checkpoint: Checkpoint,
+    wishes: BuildWishes,
+    adapter: Adapter | None,
+    *,
+    is_json: bool,
+) -> None:
+    from deepinfer.compiler.plan import compare_precisions, make_plan
+    from deepinfer.compiler.report import COMPARISON_HEADERS, comparison_rows
+    from deepinfer.errors import PlanError
+    from deepinfer.terminal import print_table
+
+    estimates = compare_precisions(device, checkpoint, wishes, adapter)
+    try:
+        chosen = make_plan(device, checkpoint, wishes, adapter).precision
+    except PlanError:
+        chosen = None  # the table says of each why
+    if is_json:
+        precisions = [estimate.model_dump(mode="json") for estimate in estimates]
+        found = {"model_id": checkpoint.id, "target": device.name, "chosen": chosen}
+        _print_json({**found, "precisions": precisions})
+        return
+    print_table(comparison_rows(estimates, chosen), headers=COMPARISON_HEADERS)
 
 
 def _print_json(value: object) -> None:

@@ -37,6 +37,7 @@ class MemoryModel:
     kv_bytes_per_token: int
     logits_bytes: int  # of one sequence
     overhead_bytes: Callable[[int], int]  # of steps of so many tokens
+    slot_bytes_per_token: int = 0  # of each sequence that may run, however short it is
 
 
 @dataclass(frozen=True)
@@ -67,26 +68,32 @@ class Budget:
         return num_blocks * TOKENS_PER_BLOCK * self.memory.kv_bytes_per_token
 
     @property
+    def slot_bytes(self) -> int:
+        """What a sequence needs beside its KV cache, which it shares with no other."""
+        return self.memory.logits_bytes + self.memory.slot_bytes_per_token * self.max_seq_len
+
+    @property
     def num_full_sequences(self) -> int:
-        return self.free_bytes // (self.kv_bytes_per_sequence + self.memory.logits_bytes)
+        return self.free_bytes // (self.kv_bytes_per_sequence + self.slot_bytes)
 
     @property
     def num_sequences(self) -> int:
         """Sequences that may run at once; none when not even one full one fits."""
         if not self.num_full_sequences:
             return 0
-        logits_bytes = self.memory.logits_bytes
         shared = self.free_bytes * self.sharing
-        num_shared = shared // (self.kv_bytes_per_sequence + self.sharing * logits_bytes)
+        num_shared = shared // (self.kv_bytes_per_sequence + self.sharing * self.slot_bytes)
         # A few sequences still need the cache of one full one.
-        return min(num_shared, (self.free_bytes - self.kv_bytes_per_sequence) // logits_bytes)
+        return min(num_shared, (self.free_bytes - self.kv_bytes_per_sequence) // self.slot_bytes)
 
     def longest_seq_len(self, batch_size: int) -> int:
         """Tokens, in whole blocks, that each of `batch_size` sequences could have."""
-        kv_bytes = max(0, self.free_bytes - batch_size * self.memory.logits_bytes)
+        memory = self.memory
+        free_bytes = max(0, self.free_bytes - batch_size * memory.logits_bytes)
         num_full = max(1, batch_size / self.sharing)
-        num_blocks = kv_bytes / num_full // (TOKENS_PER_BLOCK * self.memory.kv_bytes_per_token)
-        return int(num_blocks) * TOKENS_PER_BLOCK
+        token_bytes = num_full * memory.kv_bytes_per_token
+        token_bytes += batch_size * memory.slot_bytes_per_token
+        return int(free_bytes // (TOKENS_PER_BLOCK * token_bytes)) * TOKENS_PER_BLOCK
 
     def kv_cache_bytes(self, batch_size: int) -> int:
         full = self.kv_bytes_per_sequence
@@ -96,7 +103,7 @@ class Budget:
         return MemoryNeed(
             weight_bytes=self.memory.weight_bytes,
             kv_cache_bytes=self.kv_cache_bytes(batch_size),
-            overhead_bytes=self.overhead_bytes + batch_size * self.memory.logits_bytes,
+            overhead_bytes=self.overhead_bytes + batch_size * self.slot_bytes,
             usable_bytes=self.memory.usable_bytes,
             num_full_sequences=self.num_full_sequences,
             longest_seq_len=min(self.longest_seq_len(1), max_positions),

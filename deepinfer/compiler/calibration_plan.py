@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from deepinfer.checkpoint import Checkpoint
 from deepinfer.compiler import gpu_footprint
+from deepinfer.compiler.published import find_published
 from deepinfer.compiler.target import TargetDevice
 from deepinfer.compiler.tensorrt_llm_plan import (
     CALIB_BATCHES,
@@ -52,7 +53,9 @@ def choose_calibration(
         reason = f"{in_16_bits}, which the GPU has"
     else:
         calibration = Calibration(True, "cpu", CALIB_BATCHES_ON_CPU)
-        reason = f"{in_16_bits}, more than the GPU has; slow, and a ModelOpt checkpoint needs none"
+        published = find_published(checkpoint.id, precision)
+        other = f"`--model {published}`" if published else "a ModelOpt checkpoint"
+        reason = f"{in_16_bits}, more than the GPU has; slow, and {other} needs none"
     value = f"{calibration.device}, up to {calibration.num_batches} texts"
     return calibration, (Choice(name="calibration", value=value, reason=reason),)
 

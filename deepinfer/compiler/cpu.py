@@ -53,9 +53,8 @@ GROUP_SIZES = (128, 64, 32)  # of int4, best first: smaller ones store more scal
 ACTIVATION_GROUP_SIZE = 128
 
 
-def check_checkpoint(checkpoint: Checkpoint) -> None:
-    """Raise PlanError for a checkpoint that the exporter cannot compile."""
-    name = checkpoint.architecture
+def check_architecture(name: str) -> None:
+    """Raise PlanError for models that the exporter cannot compile."""
     supported = "supported: " + ", ".join(ARCHITECTURES)
     if name in ARCHITECTURES_OF_OLDER_TRANSFORMERS:
         raise PlanError(
@@ -65,6 +64,11 @@ def check_checkpoint(checkpoint: Checkpoint) -> None:
         )
     if name not in ARCHITECTURES:
         raise PlanError(f"{name} is not supported by the CPU backend", hint=supported)
+
+
+def check_checkpoint(checkpoint: Checkpoint) -> None:
+    """Raise PlanError for a checkpoint that the exporter cannot compile."""
+    check_architecture(checkpoint.architecture)
     if checkpoint.quant_method is not None:
         raise PlanError(
             f"`{checkpoint.id}` is quantised already ({checkpoint.quant_method}); the CPU backend "

@@ -162,8 +162,10 @@ def _choose_formats(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildW
 def _measure_build(
     device: TargetDevice, checkpoint: Checkpoint, precision: str, weight_bytes: int
 ) -> BuildNeed:
+    memory_bytes = footprint.build_memory_bytes(checkpoint, precision, weight_bytes)
     return BuildNeed(
-        memory_bytes=footprint.build_memory_bytes(checkpoint, precision, weight_bytes),
+        memory_bytes=memory_bytes,
+        min_memory_bytes=memory_bytes,  # fitted to what builds took, and no estimate
         free_memory_bytes=device.host_memory_bytes,
         disk_bytes=footprint.build_disk_bytes(checkpoint, precision, weight_bytes),
         free_disk_bytes=device.disk_bytes,

@@ -11,9 +11,10 @@ from deepinfer.manifest import BackendName, Choice, LoraLimits, Parallelism, Rec
 
 
 class BuildNeed(Record):
-    """What the build itself needs of this machine, in bytes, against what is free."""
+    """What the build itself needs of the machine that it runs on, in bytes, and what is free."""
 
     memory_bytes: int
+    min_memory_bytes: int  # below this it cannot end, whatever is swapped out
     free_memory_bytes: int
     disk_bytes: int
     free_disk_bytes: int

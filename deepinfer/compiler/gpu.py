@@ -1,54 +1,74 @@
 """What TensorRT-LLM can build for a GPU, and what is best there when nobody says: pure rules.
 
 The planner asks; nothing here reads a file or imports a library. What things weigh is said by
-`gpu_footprint.py`, what a compute capability has by `capabilities.py`.
+`gpu_footprint.py`, what a compute capability has by `capabilities.py`, and what an architecture
+has by `architectures.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from deepinfer.checkpoint import Checkpoint, Quantization
+from deepinfer.compiler.architectures import Architecture, find_architecture
 from deepinfer.compiler.capabilities import (
     CAPABILITIES,
     Capability,
     find_capability,
 )
+from deepinfer.compiler.limits import DEFAULT_MAX_SEQ_LEN
 from deepinfer.compiler.target import TargetDevice
 from deepinfer.compiler.wishes import AS_ASKED, BuildWishes
 from deepinfer.errors import PlanError
 from deepinfer.manifest import Choice
 from deepinfer.trtllm_release import CHECKED_VERSION
 
-# Those causal language models of the library's MODEL_MAP that this compiler takes.
-ARCHITECTURES = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "MixtralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen2MoeForCausalLM",
-    "Qwen3ForCausalLM",
-    "Qwen3MoeForCausalLM",
-    "Phi3ForCausalLM",
-    "GemmaForCausalLM",
-    "Gemma2ForCausalLM",
-    "Gemma3ForCausalLM",
-    "GraniteForCausalLM",
-)
 QUANT_ALGOS = {"fp8": "FP8", "nvfp4": "NVFP4", "int8": "W8A16", "int4": "W4A16"}
+PRECISION_OF_ALGO = {"FP8": "fp8", "NVFP4": "nvfp4"}  # that ModelOpt's checkpoints may have
 DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 # From the smallest to the largest: the order in which a plan that does not fit offers them.
 PRECISIONS = ("nvfp4", "fp8", "bf16", "fp16")
 UNQUANTIZED = "give the checkpoint that it was made from; `--precision fp8` quantises it here"
+# Reports of broken answers from Qwen2 and Qwen2.5 with FP8 weights and an FP8 KV cache.
+KEY_BIAS_ISSUES = "TensorRT-LLM issues 4218 and 2699"
+# FP8 is left for NVFP4 where it holds fewer full sequences than this side by side.
+MIN_FP8_SEQUENCES = 16
+# RoPE's types that the library has tables for; "dynamic" only as Hunyuan's models have it.
+ROPE_TYPES = frozenset({"default", "linear", "llama3", "longrope", "su", "yarn"})
 
 
-def check_checkpoint(checkpoint: Checkpoint) -> None:
+def check_checkpoint(checkpoint: Checkpoint) -> Architecture:
     """Raise PlanError for a checkpoint that the library cannot compile, whatever the GPU."""
-    if checkpoint.architecture not in ARCHITECTURES:
+    architecture = find_architecture(checkpoint.architecture)
+    _check_experts(checkpoint)
+    _check_rope(checkpoint)
+    if checkpoint.quantization is None:
+        _check_weights(checkpoint)
+    return architecture
+
+
+def _check_experts(checkpoint: Checkpoint) -> None:
+    # QWenConfig.from_hugging_face sets the normalisation of experts to NONE, whatever the model.
+    if checkpoint.renormalizes_experts and checkpoint.architecture.startswith("Qwen"):
         raise PlanError(
-            f"{checkpoint.architecture} is not supported by the TensorRT-LLM backend",
-            hint="supported: " + ", ".join(ARCHITECTURES),
+            f"TensorRT-LLM {CHECKED_VERSION} would compute `{checkpoint.id}` wrong: it does not "
+            "read `norm_topk_prob`, and leaves the chosen experts' weights as they are",
+            hint="a dense model, such as Qwen3-8B or Qwen3-14B; its PyTorch runtime has this one, "
+            "which DeepInfer does not use",
         )
-    if checkpoint.quantization is not None:
-        return
+
+
+def _check_rope(checkpoint: Checkpoint) -> None:
+    rope = checkpoint.rope
+    if rope.type not in ROPE_TYPES and not (rope.type == "dynamic" and rope.has_alpha):
+        raise PlanError(
+            f"`{checkpoint.id}` has RoPE of type `{rope.type}`, which TensorRT-LLM "
+            f"{CHECKED_VERSION} cannot compile",
+            hint="a checkpoint without `rope_scaling` in its config.json, or with `yarn`",
+        )
+
+
+def _check_weights(checkpoint: Checkpoint) -> None:
     if checkpoint.quant_method == "modelopt":
         raise PlanError(
             f"`{checkpoint.id}` is quantised by ModelOpt and has no hf_quant_config.json, which "
@@ -81,28 +101,64 @@ def capability_of(device: TargetDevice) -> Capability:
     return capability
 
 
-def choose_precision(capability: Capability, checkpoint: Checkpoint, wishes: BuildWishes) -> Choice:
-    """Raises PlanError for a precision that this GPU or this checkpoint does not have."""
+def choose_precision(
+    capability: Capability,
+    checkpoint: Checkpoint,
+    wishes: BuildWishes,
+    count_sequences: Callable[[str, int], int],
+) -> Choice:
+    """`count_sequences` says how many sequences of a length the card holds in a precision.
+
+    It is of the card and not of what is free today, so that the same wish is the same engine, and
+    0 when what else was asked for does not fit. Raises PlanError for a precision that this GPU or
+    this checkpoint does not have.
+    """
     if checkpoint.quantization is not None:
         return _keep_precision(capability, checkpoint, checkpoint.quantization, wishes)
     name, wish = "precision", wishes.precision
     if wish != "auto":
-        _check_precision(capability, wish, is_experimental=wishes.experimental)
+        _check_precision(capability, checkpoint, wish, is_experimental=wishes.experimental)
         return Choice(name=name, value=wish, reason=AS_ASKED)
-    if capability.has_fp8:
-        reason = f"{capability.name} has FP8 tensor cores: half the bytes of bf16, twice its rate"
-        return Choice(name=name, value="fp8", reason=reason)
-    value = "fp16" if checkpoint.precision == "fp16" else "bf16"
-    reason = f"{capability.name} ({capability.generation}) has no FP8 tensor cores"
-    return Choice(name=name, value=value, reason=reason)
+    own = "fp16" if checkpoint.precision == "fp16" else "bf16"
+    if not capability.has_fp8:
+        reason = f"{capability.name} ({capability.generation}) has no FP8 tensor cores"
+        return Choice(name=name, value=own, reason=reason)
+    if obstacle := find_architecture(checkpoint.architecture).quant_refusals.get("FP8"):
+        return Choice(name=name, value=own, reason=f"not fp8: {obstacle}")
+    seq_len = min(DEFAULT_MAX_SEQ_LEN, checkpoint.dims.max_position_embeddings)
+    num_fp8 = count_sequences("fp8", seq_len)
+    if num_fp8 < MIN_FP8_SEQUENCES and "nvfp4" in list_precisions(capability, checkpoint):
+        room = f"fp8 leaves room for {num_fp8}" if num_fp8 else "fp8 does not fit"
+        reason = (
+            f"{room}, nvfp4 for {count_sequences('nvfp4', seq_len)} sequences of {seq_len:,} "
+            f"tokens; fp8 is taken where it holds {MIN_FP8_SEQUENCES}"
+        )
+        return Choice(name=name, value="nvfp4", reason=reason)
+    reason = f"{capability.name} has FP8 tensor cores: half the bytes of bf16, twice its rate"
+    return Choice(name=name, value="fp8", reason=reason)
+
+
+def list_precisions(capability: Capability, checkpoint: Checkpoint) -> list[str]:
+    """What this GPU computes this model in without `--experimental`, from the smallest on."""
+    if checkpoint.quantization is not None:
+        found = PRECISION_OF_ALGO.get(checkpoint.quantization.quant_algo)
+        return [found] if found else []
+    refusals = find_architecture(checkpoint.architecture).quant_refusals
+    own = base_precision(checkpoint, "auto")
+    return [
+        precision
+        for precision in PRECISIONS
+        if (algo := QUANT_ALGOS.get(precision)) in capability.quant_algos
+        and algo not in refusals
+        or precision == own
+    ]
 
 
 def _keep_precision(
     capability: Capability, checkpoint: Checkpoint, found: Quantization, wishes: BuildWishes
 ) -> Choice:
     """That of a checkpoint of ModelOpt's, which has its scales and needs no calibration."""
-    names = {"FP8": "fp8", "NVFP4": "nvfp4"}
-    precision = names.get(found.quant_algo)
+    precision = PRECISION_OF_ALGO.get(found.quant_algo)
     if precision is None:
         raise PlanError(
             f"`{checkpoint.id}` is quantised to {found.quant_algo}; this compiler takes "
@@ -115,20 +171,29 @@ def _keep_precision(
             f"{found.quant_algo} already",
             hint=f"`--precision {precision}`, or give the checkpoint that it was made from",
         )
-    _check_precision(capability, precision, is_experimental=wishes.experimental)
+    _check_precision(capability, checkpoint, precision, is_experimental=wishes.experimental)
     if wishes.precision == precision:
         return Choice(name="precision", value=precision, reason=AS_ASKED)
     reason = f"the checkpoint's own: ModelOpt quantised it to {found.quant_algo}"
     return Choice(name="precision", value=precision, reason=reason)
 
 
-def _check_precision(capability: Capability, precision: str, *, is_experimental: bool) -> None:
+def _check_precision(
+    capability: Capability, checkpoint: Checkpoint, precision: str, *, is_experimental: bool
+) -> None:
     if precision == "fp32":
         raise PlanError(
             "`--precision fp32`: the library's paged attention computes in 16 bits or fewer",
             hint="`--precision bf16`, or `--target cpu` for exact arithmetic",
         )
     algo = QUANT_ALGOS.get(precision)
+    refusals = find_architecture(checkpoint.architecture).quant_refusals
+    if algo is not None and algo in refusals and checkpoint.quantization is None:
+        raise PlanError(
+            f"`--precision {precision}`: {checkpoint.architecture} cannot be quantised: "
+            + refusals[algo],
+            hint=f"`--precision {base_precision(checkpoint, 'auto')}`",
+        )
     if algo is None or algo in capability.quant_algos:
         return
     what = f"`--precision {precision}` ({algo}) is not supported on {capability.name}"
@@ -212,6 +277,8 @@ def _best_kv_cache(checkpoint: Checkpoint, precision: str, own: str) -> Choice:
         value, reason = own, "an fp8 cache needs fp8 or nvfp4 weights, or attention is not paged"
     elif checkpoint.quantization is not None:
         value, reason = own, "the checkpoint has no scales for an fp8 cache"
+    elif checkpoint.has_key_bias:
+        value, reason = own, f"its keys have biases, which fp8 cuts off ({KEY_BIAS_ISSUES})"
     else:
         value, reason = "fp8", "half of bf16, and attention over the prompt then runs in FP8 too"
     return Choice(name="kv_cache_precision", value=value, reason=reason)

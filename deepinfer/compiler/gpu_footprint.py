@@ -25,8 +25,9 @@ KV_BYTES = {"bf16": 2, "fp16": 2, "fp8": 1}
 CONTEXT_BYTES = 1_000_000_000  # CUDA context, TensorRT, cuBLAS and the executor's own buffers
 NCCL_BYTES = 300_000_000  # its buffers, once there is more than one GPU
 CALIBRATION_BYTES = 1_500_000_000  # context, activations and logits of one text
-# The library loads a checkpoint into host memory, and the builder holds another copy.
-HOST_COPIES = 2
+# The executor keeps a few numbers of four bytes for each token that each sequence may have: ids,
+# log probabilities, where its cache lies.
+SLOT_BYTES_PER_TOKEN = 20
 BUILD_LIBRARY_BYTES = 4_000_000_000  # torch, TensorRT and ModelOpt in the building process
 CONFIG_BYTES = 50_000_000  # tokenizers, timing cache and manifest on disk
 
@@ -114,17 +115,33 @@ def logits_bytes(dims: ModelDims) -> int:
 
 
 def calibration_bytes(checkpoint: Checkpoint) -> int:
-    """Of a GPU on which ModelOpt runs the model in 16 bits."""
-    return checkpoint.num_parameters * BYTES_16 + CALIBRATION_BYTES
+    """Of a GPU on which ModelOpt runs the model in 16 bits, and exports it.
+
+    The export joins queries, keys and values of all layers while it still has their parts.
+    """
+    dims = checkpoint.dims
+    num_outputs = dims.head_dim * (dims.num_attention_heads + 2 * dims.num_kv_heads)
+    joined = dims.num_layers * dims.hidden_size * num_outputs
+    return (checkpoint.num_parameters + joined) * BYTES_16 + CALIBRATION_BYTES
 
 
-def build_memory_bytes(checkpoint: Checkpoint, precision: str) -> int:
-    loaded = checkpoint.num_parameters * BYTES_16
-    if checkpoint.quantization is not None:
-        loaded = engine_bytes(checkpoint, precision)
-    return BUILD_LIBRARY_BYTES + HOST_COPIES * loaded
+def min_host_bytes(checkpoint: Checkpoint, precision: str, *, is_calibrated_on_gpu: bool) -> int:
+    """One copy of the weights, without which no build can end.
+
+    A model that the GPU calibrates goes there shard by shard, and comes back quantised. All others
+    lie in host memory as the checkpoint has them: to be quantised there, or to be compiled.
+    """
+    if is_calibrated_on_gpu or checkpoint.quantization is not None:
+        return engine_bytes(checkpoint, precision)
+    return checkpoint.weights.num_bytes
+
+
+def host_bytes(checkpoint: Checkpoint, precision: str, *, is_calibrated_on_gpu: bool) -> int:
+    """What a build takes of the host's memory: libraries, one copy, and the engine beside it."""
+    copy = min_host_bytes(checkpoint, precision, is_calibrated_on_gpu=is_calibrated_on_gpu)
+    return BUILD_LIBRARY_BYTES + copy + engine_bytes(checkpoint, precision)
 
 
 def build_disk_bytes(checkpoint: Checkpoint, precision: str) -> int:
-    """The converted checkpoint and the engine that is made from it lie side by side."""
-    return 2 * engine_bytes(checkpoint, precision) + CONFIG_BYTES
+    """The quantised checkpoint, the engine made from it and its copy lie side by side."""
+    return 3 * engine_bytes(checkpoint, precision) + CONFIG_BYTES

@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 
 from deepinfer.checkpoint import Checkpoint
 from deepinfer.compiler import gpu, gpu_footprint, lora_plan, parallel
-from deepinfer.compiler.budget import TOKENS_PER_BLOCK, MemoryModel
+from deepinfer.compiler.architectures import Architecture
+from deepinfer.compiler.budget import TOKENS_PER_BLOCK, Budget, MemoryModel
 from deepinfer.compiler.calibration_plan import Calibration, choose_calibration
 from deepinfer.compiler.capabilities import Capability
 from deepinfer.compiler.decisions import BuildNeed, Decisions
+from deepinfer.compiler.devices import DRIVER_BYTES
 from deepinfer.compiler.limits import LimitRules, Limits, choose_limits
+from deepinfer.compiler.published import find_published
 from deepinfer.compiler.roofline import Roofline, find_roofline
 from deepinfer.compiler.target import GpuTarget, TargetDevice
 from deepinfer.compiler.tensorrt_llm_plan import TensorRtLlmPlan, choose_plugins
@@ -19,12 +22,15 @@ from deepinfer.compiler.wishes import AS_ASKED, BuildWishes
 from deepinfer.errors import PlanError
 from deepinfer.manifest import Choice, LoraLimits, Parallelism
 from deepinfer.terminal import format_bytes
+from deepinfer.trtllm_release import CHECKED_VERSION
 
 # The library gives the KV cache 0.9 of what is free beside the weights; 0.9 of all is less.
 MEMORY_SHARE = 0.9
 MAX_BATCH_SIZE = 256
 MAX_NUM_TOKENS = 8192  # the library's own default
 SHARING = 4  # the cache is paged, and most requests are far shorter than the longest
+REPORTED_HEAD_DIM = 96  # of Phi-3 mini: TensorRT-LLM issue 8308
+MIN_FULL_SEQUENCES = 8  # that a longer default context leaves room for
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ class _Engine:
                 gpu_footprint.overhead_bytes(dims, num_tokens, self.num_gpus)
                 + gpu_footprint.lora_bytes(self.lora, self.parallelism)
             ),
+            slot_bytes_per_token=gpu_footprint.SLOT_BYTES_PER_TOKEN,
         )
 
 
@@ -69,14 +76,26 @@ def decide(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildWishes) ->
     """Raises PlanError for wishes that TensorRT-LLM on this GPU cannot meet together."""
     backend = _choose_backend(device, wishes)
     capability = gpu.capability_of(device)
-    gpu.check_checkpoint(checkpoint)
-    precision = gpu.choose_precision(capability, checkpoint, wishes)
-    kv_cache = gpu.choose_kv_cache_precision(capability, checkpoint, precision.value, wishes)
+    architecture = gpu.check_checkpoint(checkpoint)
     parallelism, parallel_choices = parallel.choose_parallelism(device, checkpoint.dims, wishes)
     lora, lora_choices = lora_plan.choose_lora(checkpoint, wishes)
+    whole_card = _without_other_programs(device)
+
+    def count_sequences(precision: str, seq_len: int) -> int:
+        cache = gpu.choose_kv_cache_precision(capability, checkpoint, precision, wishes).value
+        engine = _Engine(checkpoint, precision, cache, parallelism, lora)
+        memory = engine.memory_on(whole_card)
+        num_tokens = wishes.max_num_tokens or MAX_NUM_TOKENS
+        asked = Budget(memory, wishes.max_seq_len or seq_len, num_tokens, SHARING)
+        if asked.num_sequences < (wishes.max_batch_size or 1):
+            return 0
+        return replace(asked, max_seq_len=seq_len).num_full_sequences
+
+    precision = gpu.choose_precision(capability, checkpoint, wishes, count_sequences)
+    kv_cache = gpu.choose_kv_cache_precision(capability, checkpoint, precision.value, wishes)
     engine = _Engine(checkpoint, precision.value, kv_cache.value, parallelism, lora)
     smaller = _find_smaller(device, capability, engine, wishes)
-    rules = _choose_rules(device, engine)
+    rules = _choose_rules(device, engine, architecture)
     limits = choose_limits(checkpoint, wishes, rules, engine.memory_on(device), smaller)
     calibration, calibration_choices = choose_calibration(
         device, checkpoint, precision.value, kv_cache.value, wishes
@@ -90,14 +109,14 @@ def decide(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildWishes) ->
         kv_bytes_per_token=gpu_footprint.kv_bytes_per_token(checkpoint.dims, kv_cache.value),
         limits=limits,
         settings=_runtime_settings(device, engine, wishes),
-        build=_measure_build(device, checkpoint, precision.value),
+        build=_measure_build(device, checkpoint, precision.value, calibration),
         choices=(
             *(backend, precision, kv_cache),
             *parallel_choices,
             *calibration_choices,
             *lora_choices,
         ),
-        warnings=_find_warnings(device, engine),
+        warnings=_find_warnings(device, engine, architecture, limits),
         parallelism=parallelism,
         tensorrt_llm=_plan_library(device, engine, calibration, wishes),
         roofline=_find_roofline(device, engine, limits),
@@ -165,7 +184,15 @@ def _choose_backend(device: TargetDevice, wishes: BuildWishes) -> Choice:
     return Choice(name="backend", value="tensorrt-llm", reason=reason)
 
 
-def _choose_rules(device: TargetDevice, engine: _Engine) -> LimitRules:
+def _without_other_programs(device: TargetDevice) -> TargetDevice:
+    """The same cards with nothing on them, so that what runs today decides nothing."""
+    card = _gpu(device)
+    free_bytes = card.total_bytes - DRIVER_BYTES
+    cards = replace(card, free_bytes=tuple(free_bytes for _ in card.free_bytes))
+    return replace(device, memory_bytes=free_bytes, gpu=cards)
+
+
+def _choose_rules(device: TargetDevice, engine: _Engine, architecture: Architecture) -> LimitRules:
     each = "each of its GPUs" if engine.num_gpus > 1 else "the GPU"
     reason = "the library's default: a longer prompt is read in chunks, between others' tokens"
     if not engine.is_paged:
@@ -178,6 +205,9 @@ def _choose_rules(device: TargetDevice, engine: _Engine) -> LimitRules:
         memory_name=f"the free memory of {each} ({device.name})",
         last_resort="a smaller model, or a GPU with more memory",
         is_chunked=engine.is_paged,
+        min_full_sequences=MIN_FULL_SEQUENCES,
+        is_bounded_by_rope_table=True,
+        has_sliding_window=architecture.has_sliding_window,
     )
 
 
@@ -186,30 +216,27 @@ def _find_smaller(
 ) -> Mapping[str, MemoryModel]:
     """What would need less memory of each GPU, by the flags that ask for it."""
     found = {}
-    kv_cache = "fp8" if wishes.kv_cache_precision == "auto" else engine.kv_cache_precision
     if engine.kv_cache_precision != "fp8" and gpu.can_page_attention(engine.precision, "fp8"):
         fp8_cache = replace(engine, kv_cache_precision="fp8")
         found["--kv-cache-precision fp8"] = fp8_cache.memory_on(device)
-    for precision in _list_lower_precisions(capability, engine):
-        lower = replace(engine, precision=precision, kv_cache_precision=kv_cache)
+    checkpoint = engine.checkpoint
+    size = gpu_footprint.WEIGHT_BYTES
+    for precision in gpu.list_precisions(capability, checkpoint):
+        if size[precision] >= size[engine.precision]:
+            continue
+        cache: str = wishes.kv_cache_precision
+        if cache == "auto":
+            cache = gpu.choose_kv_cache_precision(capability, checkpoint, precision, wishes).value
+        lower = replace(engine, precision=precision, kv_cache_precision=cache)
         found[f"--precision {precision}"] = lower.memory_on(device)
+        if published := find_published(checkpoint.id, precision):
+            flags = "" if wishes.precision == "auto" else f" --precision {precision}"
+            found[f"--model {published}{flags}"] = lower.memory_on(device)
     split = _split_in_two(device, engine)
     if split is not None:
         flag = "tensor" if split.parallelism.tensor_parallel_size > 1 else "pipeline"
         found[f"--{flag}-parallel-size 2"] = split.memory_on(device)
     return found
-
-
-def _list_lower_precisions(capability: Capability, engine: _Engine) -> list[str]:
-    if engine.checkpoint.quantization is not None:
-        return []
-    size = gpu_footprint.WEIGHT_BYTES
-    return [
-        precision
-        for precision in gpu.PRECISIONS
-        if size[precision] < size[engine.precision]
-        and gpu.QUANT_ALGOS.get(precision) in capability.quant_algos
-    ]
 
 
 def _split_in_two(device: TargetDevice, engine: _Engine) -> _Engine | None:
@@ -223,9 +250,17 @@ def _split_in_two(device: TargetDevice, engine: _Engine) -> _Engine | None:
     return replace(engine, parallelism=halves)
 
 
-def _measure_build(device: TargetDevice, checkpoint: Checkpoint, precision: str) -> BuildNeed:
+def _measure_build(
+    device: TargetDevice, checkpoint: Checkpoint, precision: str, calibration: Calibration
+) -> BuildNeed:
+    is_on_gpu = calibration.is_needed and calibration.device == "cuda"
     return BuildNeed(
-        memory_bytes=gpu_footprint.build_memory_bytes(checkpoint, precision),
+        memory_bytes=gpu_footprint.host_bytes(
+            checkpoint, precision, is_calibrated_on_gpu=is_on_gpu
+        ),
+        min_memory_bytes=gpu_footprint.min_host_bytes(
+            checkpoint, precision, is_calibrated_on_gpu=is_on_gpu
+        ),
         free_memory_bytes=device.host_memory_bytes,
         disk_bytes=gpu_footprint.build_disk_bytes(checkpoint, precision),
         free_disk_bytes=device.disk_bytes,
@@ -246,20 +281,56 @@ def _find_roofline(device: TargetDevice, engine: _Engine, limits: Limits) -> Roo
     )
 
 
-def _find_warnings(device: TargetDevice, engine: _Engine) -> tuple[str, ...]:
+def _find_warnings(
+    device: TargetDevice, engine: _Engine, architecture: Architecture, limits: Limits
+) -> tuple[str, ...]:
     warnings = list(parallel.find_warnings(device, engine.parallelism))
+    checkpoint, precision = engine.checkpoint, engine.precision
     if not device.is_here:
         total = format_bytes(_gpu(device).total_bytes)
         warnings.append(
             f"this machine has no {device.name}: planned from a table, for one of {total}; build "
             "on a machine that has the card"
         )
-    if engine.precision == "fp16" and engine.checkpoint.precision == "bf16":
-        warnings.append("the weights are bf16: fp16 has less range, and large values overflow")
-    if engine.precision in ("int8", "int4") or not engine.is_paged:
-        warnings.append("experimental: the library does not list this combination as supported")
-    if engine.lora is not None and engine.precision not in ("bf16", "fp16", "fp8"):
+    if architecture.status == "untried":
         warnings.append(
-            f"nobody has recorded how TensorRT-LLM adapts {engine.precision} weights by request"
+            f"nobody has tried {architecture.name} here: TensorRT-LLM {CHECKED_VERSION} compiles "
+            "it, and its answers were never compared"
+        )
+    algo = gpu.QUANT_ALGOS.get(precision)
+    if algo in ("FP8", "NVFP4") and algo not in architecture.listed:
+        warnings.append(
+            f"NVIDIA's table for TensorRT-LLM {CHECKED_VERSION} does not list {algo} for "
+            f"{architecture.name}"
+        )
+    if algo == "NVFP4" and checkpoint.quantization is None:
+        warnings.append(
+            "NVFP4 by ModelOpt's max calibration costs more accuracy than FP8, and how much was "
+            "not measured here: compare answers with `--precision fp8` or bf16"
+        )
+    if engine.kv_cache_precision == "fp8" and checkpoint.has_key_bias:
+        warnings.append(
+            "the model's keys have biases, and an fp8 KV cache is reported to break its answers "
+            f"({gpu.KEY_BIAS_ISSUES})"
+        )
+    if engine.kv_cache_precision == "fp8" and checkpoint.dims.head_dim == REPORTED_HEAD_DIM:
+        warnings.append(
+            f"attention in FP8 over heads of {REPORTED_HEAD_DIM} is reported to abort on sm_100 "
+            "(TensorRT-LLM issue 8308): `--kv-cache-precision bf16` does without"
+        )
+    window = checkpoint.sliding_window
+    max_seq_len = limits.engine.max_seq_len
+    if window is not None and window < max_seq_len and not architecture.has_sliding_window:
+        warnings.append(
+            f"the model's layers look back at {window:,} tokens, and the engine's at all "
+            f"{max_seq_len:,}: longer sequences are computed as the model was not trained"
+        )
+    if precision == "fp16" and checkpoint.precision == "bf16":
+        warnings.append("the weights are bf16: fp16 has less range, and large values overflow")
+    if precision in ("int8", "int4") or not engine.is_paged:
+        warnings.append("experimental: the library does not list this combination as supported")
+    if engine.lora is not None and precision not in ("bf16", "fp16", "fp8"):
+        warnings.append(
+            f"nobody has recorded how TensorRT-LLM adapts {precision} weights by request"
         )
     return tuple(warnings)

@@ -32,15 +32,23 @@ class LimitRules:
     memory_name: str  # whose memory it is
     last_resort: str  # what to do when no limit is low enough
     is_chunked: bool = True  # whether a long prompt may be read in several steps
+    # Full sequences that a longer default must leave room for; None keeps DEFAULT_MAX_SEQ_LEN.
+    min_full_sequences: int | None = None
+    is_bounded_by_rope_table: bool = False  # one row for each of `max_position_embeddings`
+    has_sliding_window: bool = True  # whether the engine looks back as far as the model, or at all
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits, what they need, and the reason of each."""
+    """The limits, what they need, and the reason of each.
+
+    `fitted` are those, by name, that follow from how much memory happens to be free.
+    """
 
     engine: EngineLimits
     memory: MemoryNeed
     choices: tuple[Choice, ...]
+    fitted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,17 +72,25 @@ def choose_limits(
 
     Raises PlanError for limits that contradict the model, each other or the memory.
     """
-    seq = _choose_max_seq_len(checkpoint, wishes)
+    positions = _count_positions(checkpoint, rules)
+    usual = _choose_usual_seq_len(checkpoint, wishes, positions, rules)
+    longest_step = 0 if rules.is_chunked else (wishes.max_input_len or int(usual.value) - 1)
+    num_tokens = wishes.max_num_tokens or max(rules.max_num_tokens, longest_step)
+    budget = Budget(memory, int(usual.value), num_tokens, rules.sharing)
+    seq = _lengthen(usual, budget, checkpoint, wishes, positions, rules)
     max_seq_len = int(seq.value)
     max_input = _choose_max_input_len(max_seq_len, wishes)
-    longest_step = 0 if rules.is_chunked else int(max_input.value)
-    num_tokens = wishes.max_num_tokens or max(rules.max_num_tokens, longest_step)
-    budget = Budget(memory, max_seq_len, num_tokens, rules.sharing)
-    fit = _Fit(budget, rules, checkpoint.dims.max_position_embeddings, others)
+    # A longer sequence does not make the others longer: they share what one full one takes.
+    sharing = rules.sharing * max(1, max_seq_len // budget.max_seq_len)
+    budget = replace(budget, max_seq_len=max_seq_len, sharing=sharing)
+    fit = _Fit(budget, rules, positions, others)
     batch = _choose_max_batch_size(fit, wishes)
     batch_size = int(batch.value)
     max_tokens = _choose_max_num_tokens(batch_size, max_seq_len, num_tokens, rules, wishes)
     _check_step(int(max_tokens.value), int(max_input.value), rules)
+    choices = (seq, max_input, batch, max_tokens)
+    is_lengthened = rules.min_full_sequences is not None and wishes.max_seq_len is None
+    can_vary = ("max_batch_size", *(("max_seq_len", "max_input_len") if is_lengthened else ()))
     return Limits(
         engine=EngineLimits(
             max_batch_size=batch_size,
@@ -82,33 +98,46 @@ def choose_limits(
             max_seq_len=max_seq_len,
             max_num_tokens=int(max_tokens.value),
         ),
-        memory=budget.need(batch_size, fit.max_positions),
-        choices=(seq, max_input, batch, max_tokens),
+        memory=budget.need(batch_size, positions),
+        choices=choices,
+        fitted=tuple(
+            choice.name
+            for choice in choices
+            if choice.reason != AS_ASKED and choice.name in can_vary
+        ),
     )
 
 
-def _choose_max_seq_len(checkpoint: Checkpoint, wishes: BuildWishes) -> Choice:
+def _count_positions(checkpoint: Checkpoint, rules: LimitRules) -> int:
+    if rules.is_bounded_by_rope_table:
+        return checkpoint.dims.max_position_embeddings
+    return checkpoint.max_positions
+
+
+def _choose_usual_seq_len(
+    checkpoint: Checkpoint, wishes: BuildWishes, positions: int, rules: LimitRules
+) -> Choice:
+    """The length that is asked for, or that most requests need."""
     name = "max_seq_len"
-    positions = checkpoint.dims.max_position_embeddings
+    ending = _why_positions_end(checkpoint, positions, rules)
     wish = wishes.max_seq_len
     if wish is not None:
         if wish > positions:
             raise PlanError(
-                f"`--max-seq-len {wish}` is beyond the model's {positions:,} positions"
-                + _why_positions_end(checkpoint),
+                f"`--max-seq-len {wish}` is beyond the model's {positions:,} positions{ending}",
                 hint=f"`--max-seq-len {positions}`",
             )
         return Choice(name=name, value=str(wish), reason=AS_ASKED)
     if wishes.max_input_len is not None and wishes.max_input_len >= positions:
         raise PlanError(
             f"`--max-input-len {wishes.max_input_len}` leaves no room for an answer in the "
-            f"model's {positions:,} positions" + _why_positions_end(checkpoint),
+            f"model's {positions:,} positions{ending}",
             hint=f"`--max-input-len {positions - 1}` or lower",
         )
     longest_input = wishes.max_input_len or 0
     wanted = max(DEFAULT_MAX_SEQ_LEN, longest_input + DEFAULT_ANSWER_LEN)
     if wanted >= positions:
-        reason = "all of the model's positions" + _why_positions_end(checkpoint)
+        reason = f"all of the model's positions{ending}"
         return Choice(name=name, value=str(positions), reason=reason)
     if wanted > DEFAULT_MAX_SEQ_LEN:
         reason = f"the longest input and {DEFAULT_ANSWER_LEN:,} tokens of answer"
@@ -117,10 +146,61 @@ def _choose_max_seq_len(checkpoint: Checkpoint, wishes: BuildWishes) -> Choice:
     return Choice(name=name, value=str(wanted), reason=reason)
 
 
-def _why_positions_end(checkpoint: Checkpoint) -> str:
-    if not checkpoint.is_length_limited_by_rope:
-        return ""
-    return " (its RoPE changes for longer sequences, which would change others in their batch)"
+def _lengthen(
+    usual: Choice,
+    budget: Budget,
+    checkpoint: Checkpoint,
+    wishes: BuildWishes,
+    positions: int,
+    rules: LimitRules,
+) -> Choice:
+    """The longest of the model's own length and the powers of two below it that leaves a batch.
+
+    Few lengths to choose from, so that a little more or less free memory gives the same engine.
+    """
+    num_full = rules.min_full_sequences
+    if num_full is None or usual.reason == AS_ASKED or not rules.is_chunked:
+        return usual
+    # Beyond its window a model would attend to what it never saw in training.
+    window = None if rules.has_sliding_window else checkpoint.sliding_window
+    longest = min(positions, window or positions)
+    batch_size = wishes.max_batch_size or 1
+    num_full = min(num_full, wishes.max_batch_size or num_full)
+    powers = (1 << exponent for exponent in range(longest.bit_length() - 1, 0, -1))
+    for length in (longest, *powers):
+        if length <= int(usual.value):
+            break
+        sharing = budget.sharing * (length // budget.max_seq_len)
+        longer = replace(budget, max_seq_len=length, sharing=sharing)
+        if longer.num_full_sequences >= num_full and longer.num_sequences >= batch_size:
+            if length == positions:
+                why = "all of the model's positions"
+                why += _why_positions_end(checkpoint, positions, rules)
+            elif length == window:
+                why = "as far as the model's layers look back"
+            else:
+                why = f"the longest power of two of the model's {longest:,} positions"
+            reason = f"{why}, with room for {num_full} full sequences or more"
+            return Choice(name=usual.name, value=str(length), reason=reason)
+    if int(usual.value) != DEFAULT_MAX_SEQ_LEN or longest == DEFAULT_MAX_SEQ_LEN:
+        return usual
+    reason = (
+        f"longer leaves no room for {num_full} full sequences"
+        + (f" and {batch_size} at once" if batch_size > 1 else "")
+        + f"; the model itself has {positions:,} positions"
+    )
+    return Choice(name=usual.name, value=usual.value, reason=reason)
+
+
+def _why_positions_end(checkpoint: Checkpoint, positions: int, rules: LimitRules) -> str:
+    if checkpoint.is_length_limited_by_rope:
+        return " (its RoPE changes for longer sequences, which would change others in their batch)"
+    if rules.is_bounded_by_rope_table and checkpoint.max_positions > positions:
+        return (
+            f" (YaRN reaches {checkpoint.max_positions:,}, and the library's table ends at the "
+            "`max_position_embeddings` of config.json: raise that to it)"
+        )
+    return ""
 
 
 def _choose_max_input_len(max_seq_len: int, wishes: BuildWishes) -> Choice:

@@ -13,10 +13,11 @@ import re
 
 from deepinfer.adapter import Adapter, check_base
 from deepinfer.checkpoint import Checkpoint
-from deepinfer.compiler import cpu_plan, gpu_plan
+from deepinfer.compiler import cpu, cpu_plan, gpu, gpu_plan
 from deepinfer.compiler.budget import MemoryNeed
 from deepinfer.compiler.decisions import BuildNeed, Decisions
 from deepinfer.compiler.lora import record_adapter
+from deepinfer.compiler.published import find_published
 from deepinfer.compiler.roofline import Roofline
 from deepinfer.compiler.target import TargetDevice
 from deepinfer.compiler.tensorrt_llm_plan import TensorRtLlmPlan
@@ -36,7 +37,21 @@ from deepinfer.terminal import format_bytes
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # What is said about a plan, or happens to be free today, and decides nothing about the engine.
-UNDIGESTED = ("name", "memory", "build", "choices", "warnings", "roofline")
+UNDIGESTED = (
+    *("name", "memory", "build", "choices", "warnings", "roofline"),
+    *("fitted_limits", "alternatives"),
+)
+
+
+class PrecisionEstimate(Record):
+    """What a plan in one precision would give, or why there is none."""
+
+    precision: str
+    obstacle: str | None = None
+    kv_cache_precision: str | None = None
+    memory: MemoryNeed | None = None
+    limits: EngineLimits | None = None
+    roofline: Roofline | None = None
 
 
 class BuildPlan(Record):
@@ -65,6 +80,8 @@ class BuildPlan(Record):
     warnings: tuple[str, ...] = ()
     tensorrt_llm: TensorRtLlmPlan | None = None  # of its engines only
     roofline: Roofline | None = None  # of GPUs whose speed is known
+    fitted_limits: tuple[str, ...] = ()  # those that follow from how much memory is free
+    alternatives: tuple[PrecisionEstimate, ...] = ()  # that an automatic precision was chosen from
 
     @property
     def automatic_choices(self) -> tuple[Choice, ...]:
@@ -74,12 +91,11 @@ class BuildPlan(Record):
     def digest(self) -> str:
         """SHA-256 of everything that decides what the engine will be.
 
-        Memory and disk that happen to be free are left out, and so is a batch size that was
-        derived from them: the same wish tomorrow is the same plan.
+        Memory and disk that happen to be free are left out, and so are limits that were fitted
+        into them: the same wish tomorrow is the same plan.
         """
         decided = self.model_dump(mode="json", exclude=set(UNDIGESTED))
-        if any(choice.name == "max_batch_size" for choice in self.automatic_choices):
-            decided["limits"]["max_batch_size"] = "auto"
+        decided["limits"].update({name: "auto" for name in self.fitted_limits})
         for name in ("lora", "adapter"):
             if decided[name] is None:
                 del decided[name]
@@ -100,16 +116,63 @@ def make_plan(
     """Decide everything about a build; `adapter` is to be merged into the checkpoint.
 
     Raises PlanError for wishes that cannot be met together, CheckpointError for an adapter of
-    another model.
+    another model. Whether this machine has room for the build is for `check_room`.
     """
+    plan = _make_plan(device, checkpoint, wishes, adapter)
+    is_choice = device.kind == "gpu" and checkpoint.quantization is None
+    if wishes.precision != "auto" or not is_choice:
+        return plan
+    others = compare_precisions(device, checkpoint, wishes, adapter)
+    return plan.model_copy(
+        update={"alternatives": tuple(one for one in others if one.precision != plan.precision)}
+    )
+
+
+def compare_precisions(
+    device: TargetDevice,
+    checkpoint: Checkpoint,
+    wishes: BuildWishes,
+    adapter: Adapter | None = None,
+) -> tuple[PrecisionEstimate, ...]:
+    """An estimate for each precision that the device has for this checkpoint, smallest first."""
+    estimates = []
+    for precision in list_precisions(device, checkpoint):
+        wish = wishes.model_copy(update={"precision": precision})
+        try:
+            plan = _make_plan(device, checkpoint, wish, adapter)
+        except PlanError as error:
+            estimates.append(PrecisionEstimate(precision=precision, obstacle=error.message))
+            continue
+        estimates.append(
+            PrecisionEstimate(
+                precision=precision,
+                kv_cache_precision=plan.kv_cache_precision,
+                memory=plan.memory,
+                limits=plan.limits,
+                roofline=plan.roofline,
+            )
+        )
+    return tuple(estimates)
+
+
+def list_precisions(device: TargetDevice, checkpoint: Checkpoint) -> list[str]:
+    """Raises PlanError for a checkpoint that this kind of device cannot have at all."""
+    if device.kind == "gpu":
+        gpu.check_checkpoint(checkpoint)
+        return gpu.list_precisions(gpu.capability_of(device), checkpoint)
+    cpu.check_checkpoint(checkpoint)
+    return list(cpu.PERPLEXITY_COST)
+
+
+def _make_plan(
+    device: TargetDevice, checkpoint: Checkpoint, wishes: BuildWishes, adapter: Adapter | None
+) -> BuildPlan:
     if adapter is not None:
         check_base(adapter, checkpoint)
     decide = gpu_plan.decide if device.kind == "gpu" else cpu_plan.decide
     decided = decide(device, checkpoint, wishes)
     name = _choose_name(device, checkpoint, decided, wishes, adapter)
     need = decided.build if adapter is None else _with_merged_copy(decided.build, checkpoint)
-    if device.is_here:
-        _check_build(need)
     target = Choice(name="target", value=f"{device.kind} ({device.name})", reason=device.reason)
     return BuildPlan(
         name=name,
@@ -139,9 +202,15 @@ def make_plan(
         memory=decided.limits.memory,
         build=need,
         choices=(target, *_explain(adapter), *decided.choices, *decided.limits.choices),
-        warnings=(*_find_warnings(checkpoint), *_doubt(adapter, checkpoint), *decided.warnings),
+        warnings=(
+            *_find_warnings(checkpoint),
+            *_doubt(adapter, checkpoint),
+            *decided.warnings,
+            *(_find_shortages(need) if device.is_here else ()),
+        ),
         tensorrt_llm=decided.tensorrt_llm,
         roofline=decided.roofline,
+        fitted_limits=decided.limits.fitted,
     )
 
 
@@ -200,12 +269,31 @@ def _doubt(adapter: Adapter | None, checkpoint: Checkpoint) -> tuple[str, ...]:
     return (f"the adapter names `{base}` as its base model, which may be another one than this",)
 
 
-def _check_build(need: BuildNeed) -> None:
+def _find_shortages(need: BuildNeed) -> tuple[str, ...]:
+    """What a build on this machine would be short of, whether or not it can end."""
+    shortages = []
     if need.memory_bytes > need.free_memory_bytes:
+        shortages.append(
+            f"the build is estimated to take {format_bytes(need.memory_bytes)} of this machine's "
+            f"memory, of which {format_bytes(need.free_memory_bytes)} are free: it may swap, or "
+            "be killed"
+        )
+    if need.disk_bytes > need.free_disk_bytes:
+        shortages.append(
+            f"the build needs {format_bytes(need.disk_bytes)} of disk; "
+            f"{format_bytes(need.free_disk_bytes)} are free"
+        )
+    return tuple(shortages)
+
+
+def check_room(plan: BuildPlan) -> None:
+    """Raise PlanError when this machine cannot hold the build of `plan`, in memory or on disk."""
+    need = plan.build
+    if need.min_memory_bytes > need.free_memory_bytes:
         raise PlanError(
-            f"the build needs {format_bytes(need.memory_bytes)} of memory; "
-            f"{format_bytes(need.free_memory_bytes)} are free",
-            hint="build it on a larger machine and copy the engine folder here",
+            f"the build needs {format_bytes(need.min_memory_bytes)} of this machine's memory at "
+            f"least; {format_bytes(need.free_memory_bytes)} are free",
+            hint=_find_memory(plan),
         )
     if need.disk_bytes > need.free_disk_bytes:
         raise PlanError(
@@ -213,6 +301,19 @@ def _check_build(need: BuildNeed) -> None:
             f"{format_bytes(need.free_disk_bytes)} are free",
             hint="free some, or choose another disk with `--output`",
         )
+
+
+def _find_memory(plan: BuildPlan) -> str:
+    if plan.backend != "tensorrt-llm":
+        return "build it on a larger machine and copy the engine folder here"
+    # An engine is compiled on the card that it is for, so another machine is no way out.
+    ways = "close other programs, or add swap"
+    published = find_published(plan.model_id, plan.precision)
+    if published is not None:
+        return f"{ways}; `--model {published}` is quantised already and needs less"
+    if plan.tensorrt_llm is not None and not plan.tensorrt_llm.is_prequantized:
+        ways += "; a checkpoint that ModelOpt has quantised already needs less"
+    return ways
 
 
 def _find_warnings(checkpoint: Checkpoint) -> tuple[str, ...]:

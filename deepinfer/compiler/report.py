@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from deepinfer.compiler.build import BuildResult
-from deepinfer.compiler.plan import BuildPlan
+from deepinfer.compiler.plan import BuildPlan, PrecisionEstimate
 from deepinfer.compiler.roofline import Roofline
 from deepinfer.manifest import Parallelism
 from deepinfer.terminal import format_bytes
 
 PLAN_HEADERS = ("PLAN", "", "WHY")
+COMPARISON_HEADERS = (
+    *("PRECISION", "KV CACHE", "MEMORY", "WEIGHTS", "FULL SEQUENCES", "BATCH"),
+    *("DECODE", "FULL BATCH", "PREFILL", "NOTE"),
+)
 
 
 def plan_rows(plan: BuildPlan) -> list[tuple[str, str, str]]:
@@ -32,15 +37,17 @@ def plan_rows(plan: BuildPlan) -> list[tuple[str, str, str]]:
         ("memory to serve", format_bytes(memory.total_bytes) + _each(plan.parallelism), parts),
         _fit_row(plan),
         *_roofline_rows(plan.roofline),
+        *(_alternative_row(estimate) for estimate in plan.alternatives),
         (
-            "memory to build",
+            "RAM to build",
             format_bytes(build.memory_bytes),
-            f"{format_bytes(build.free_memory_bytes)} are free",
+            f"of the host that builds, {format_bytes(build.min_memory_bytes)} at least; "
+            f"{format_bytes(build.free_memory_bytes)} are free here",
         ),
         (
             "disk to build",
             format_bytes(build.disk_bytes),
-            f"{format_bytes(build.free_disk_bytes)} are free",
+            f"{format_bytes(build.free_disk_bytes)} are free here",
         ),
     ]
     return rows + [("warning", "", warning) for warning in plan.warnings]
@@ -71,6 +78,50 @@ def _roofline_rows(roofline: Roofline | None) -> list[tuple[str, str, str]]:
     ]
 
 
+def _alternative_row(estimate: PrecisionEstimate) -> tuple[str, str, str]:
+    label = f"alternative {estimate.precision}"
+    memory, limits, roofline = estimate.memory, estimate.limits, estimate.roofline
+    if memory is None or limits is None:
+        return (label, "", estimate.obstacle or "")
+    numbers = f"{memory.num_full_sequences:,} x {limits.max_seq_len:,} tokens"
+    if roofline is not None:
+        numbers += (
+            f"; at most {roofline.decode_tokens_per_s:,} tokens/s for one stream, "
+            f"{roofline.full_batch_tokens_per_s:,} for a full batch"
+        )
+    return (label, format_bytes(memory.total_bytes), numbers)
+
+
+def comparison_rows(
+    estimates: Sequence[PrecisionEstimate], chosen: str | None
+) -> list[tuple[str, ...]]:
+    """One row for each precision, with upper bounds of speeds in tokens a second."""
+    return [_comparison_row(estimate, chosen) for estimate in estimates]
+
+
+def _comparison_row(estimate: PrecisionEstimate, chosen: str | None) -> tuple[str, ...]:
+    memory, limits, roofline = estimate.memory, estimate.limits, estimate.roofline
+    if memory is None or limits is None:
+        return (estimate.precision, *[""] * (len(COMPARISON_HEADERS) - 2), estimate.obstacle or "")
+    bounds = ("", "", "")
+    if roofline is not None:
+        bounds = (
+            f"<= {roofline.decode_tokens_per_s:,}",
+            f"<= {roofline.full_batch_tokens_per_s:,}",
+            f"<= {roofline.prefill_tokens_per_s:,}",
+        )
+    return (
+        estimate.precision,
+        estimate.kv_cache_precision or "",
+        format_bytes(memory.total_bytes),
+        format_bytes(memory.weight_bytes),
+        f"{memory.num_full_sequences:,} x {limits.max_seq_len:,} tokens",
+        f"{limits.max_batch_size:,}",
+        *bounds,
+        "chosen by the plan" if estimate.precision == chosen else "",
+    )
+
+
 def _each(parallelism: Parallelism) -> str:
     return f" on each of {parallelism.world_size} GPUs" if parallelism.world_size > 1 else ""
 
@@ -79,10 +130,16 @@ def plan_as_json(plan: BuildPlan) -> dict[str, Any]:
     return {**plan.model_dump(mode="json"), "digest": plan.digest}
 
 
-def result_lines(result: BuildResult) -> list[str]:
+def result_lines(plan: BuildPlan, result: BuildResult) -> list[str]:
     engine = result.engine
     if result.was_up_to_date:
         built = f"`{engine.path}` is up to date: the same plan and the same checkpoint"
+        if engine.manifest.limits != plan.limits:
+            limits = engine.manifest.limits
+            built += (
+                f"; other memory was free when it was built, for {limits.max_seq_len:,} tokens and "
+                f"{limits.max_batch_size:,} sequences: `--force` fits it anew"
+            )
     else:
         build = engine.manifest.build
         built = (

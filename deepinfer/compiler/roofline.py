@@ -70,9 +70,9 @@ def find_roofline(
 def _rates(model: GpuModel, precision: str, num_gpus: int) -> _Rates:
     flops = model.flops_16  # weight-only precisions are computed in 16 bits too
     if precision == "fp8":
-        flops = model.flops_fp8
+        flops = model.flops_fp8 or flops
     elif precision == "nvfp4":
-        flops = model.flops_fp4 or model.flops_fp8
+        flops = model.flops_fp4 or model.flops_fp8 or flops
     return _Rates(
         bandwidth_bytes_per_s=model.bandwidth_bytes_per_s * num_gpus,
         layer_flops=flops * num_gpus,

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from deepinfer.checkpoint import TOKENIZER_CONFIG_NAME, Checkpoint
+from deepinfer.checkpoint import CONFIG_NAME, TOKENIZER_CONFIG_NAME, Checkpoint
 from deepinfer.compiler.tokenizer_files import without_code
 from deepinfer.errors import BuildError
 
@@ -72,7 +72,7 @@ def _make_folder(parent: Path) -> Path:
 def link_checkpoint(
     checkpoint: Checkpoint, folder: Path, *, trust_remote_code: bool, needs_pad_token: bool
 ) -> Path:
-    """Make `folder`, with links to the checkpoint's files.
+    """Make `folder`, with links to the checkpoint's files, and a config.json as 1.2.1 reads it.
 
     Without `trust_remote_code` it has no Python files and no configuration that names one. With
     `needs_pad_token` the tokenizer has one: calibration pads its texts, and any token will do.
@@ -85,6 +85,8 @@ def link_checkpoint(
             changed = config if trust_remote_code else without_code(config)
             if file.name == TOKENIZER_CONFIG_NAME and needs_pad_token:
                 changed = _with_pad_token(changed)
+            if file.name == CONFIG_NAME:
+                changed = as_transformers_4_reads(changed)
         if changed != config:
             text = json.dumps(changed, ensure_ascii=False)
             (folder / file.name).write_text(text, encoding="utf-8")
@@ -102,6 +104,29 @@ def _read_config(file: Path) -> dict[str, Any] | None:
     except ValueError:
         return None
     return content if isinstance(content, dict) else None
+
+
+def as_transformers_4_reads(config: dict[str, Any]) -> dict[str, Any]:
+    """The same model for the transformers of the image, which is of before 5.
+
+    It does not know `rope_parameters`, in which transformers 5 writes all of RoPE, and would
+    compute with its default theta and without scaling.
+    """
+    nested = config.get("rope_parameters")
+    if not isinstance(nested, dict) or config.get("rope_theta") is not None:
+        return config
+    changed = {key: value for key, value in config.items() if key != "rope_parameters"}
+    # One set for all layers, or one for each kind of attention, as Gemma 3 has them.
+    of_all = nested.get("full_attention", nested)
+    of_windows = nested.get("sliding_attention")
+    if "rope_theta" in of_all:
+        changed["rope_theta"] = of_all["rope_theta"]
+    if isinstance(of_windows, dict) and "rope_theta" in of_windows:
+        changed["rope_local_base_freq"] = of_windows["rope_theta"]
+    if of_all.get("rope_type", "default") != "default":
+        scaling = {key: value for key, value in of_all.items() if key != "rope_theta"}
+        changed.setdefault("rope_scaling", scaling)
+    return changed
 
 
 def _with_pad_token(config: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Whether TensorRT-LLM is installed is told from outside: nothing here imports or 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from deepinfer.compiler.capabilities import CAPABILITIES, find_capability
@@ -16,11 +15,16 @@ from deepinfer.compiler.devices import (
     GpuModel,
     find_gpu_model,
     find_gpu_model_by_name,
+    find_nearest,
     has_peer_access,
+    is_laptop_gpu,
+    parse_capability,
+    simplify_name,
 )
 from deepinfer.compiler.wishes import AS_ASKED, BackendWish
 from deepinfer.device import Gpu, Machine
 from deepinfer.errors import PlanError
+from deepinfer.terminal import format_bytes
 from deepinfer.trtllm_release import CHECKED_VERSION, CONTAINER
 
 
@@ -68,9 +72,9 @@ def resolve_target(
 
     A GPU by name gives a plan on any machine; one that is in this machine is taken as it is.
     """
-    if target == "cpu":
+    if target.lower() == "cpu":
         return _make_cpu(machine, disk_bytes, AS_ASKED)
-    if target == "auto":
+    if target.lower() == "auto":
         gpu, reason = _choose_gpu(machine, backend, has_tensorrt_llm=has_tensorrt_llm)
         if gpu is None:
             return _make_cpu(machine, disk_bytes, reason)
@@ -126,10 +130,13 @@ def _why_none(machine: Machine) -> str:
 
 
 def _is_named(target: str, gpu: Gpu) -> bool:
-    if target == gpu.capability:
-        return find_capability(gpu.capability) is not None
+    if find_capability(gpu.capability) is None:
+        return False
+    if parse_capability(target) == gpu.capability:
+        return True
     model = find_gpu_model_by_name(gpu.name, gpu.capability)
-    return model is not None and target == model.target
+    names = (simplify_name(gpu.name), *(model.names if model else ()))
+    return simplify_name(target) in names
 
 
 def _make_cpu(machine: Machine, disk_bytes: int, reason: str) -> TargetDevice:
@@ -175,7 +182,16 @@ def _are_peers_blocked(machine: Machine, gpus: list[Gpu]) -> bool:
 def _make_absent_gpu(
     model: GpuModel, target: str, machine: Machine, disk_bytes: int
 ) -> TargetDevice:
-    is_exact = target == model.target
+    reason = AS_ASKED
+    if parse_capability(target) is not None:
+        others = [row.target for row in GPU_MODELS if row.capability == model.capability]
+        reason = (
+            f"{model.capability} alone is taken for this card, of "
+            f"{format_bytes(model.memory_bytes)}; name yours: "
+            + ", ".join(f"`{other}`" for other in others)
+        )
+    elif simplify_name(target) == "a100":
+        reason = "the one with 80 GB; `--target a100-40gb` is the other"
     return TargetDevice(
         kind="gpu",
         name=model.name,
@@ -185,7 +201,7 @@ def _make_absent_gpu(
         memory_bytes=model.memory_bytes - DRIVER_BYTES,
         host_memory_bytes=machine.available_memory_bytes,
         disk_bytes=disk_bytes,
-        reason=AS_ASKED if is_exact else f"the smallest {target} card that is known here",
+        reason=reason,
         gpu=GpuTarget(
             model=model,
             total_bytes=model.memory_bytes,
@@ -198,8 +214,20 @@ def _make_absent_gpu(
 def _refuse(target: str) -> PlanError:
     known = ", ".join(f"`{model.target}`" for model in GPU_MODELS)
     hint = f"`auto`, `cpu`, {known}, or a compute capability such as `sm_120`"
-    if re.fullmatch(r"sm_\d+", target):
-        if target in CAPABILITIES:
+    capability = parse_capability(target)
+    if capability is not None:
+        if capability in CAPABILITIES:
             hint = f"plan for it on a machine that has such a card, or take {known}"
-        return PlanError(f"no {target} card is known here, and this machine has none", hint=hint)
+        return PlanError(
+            f"no {capability} card is known here, and this machine has none", hint=hint
+        )
+    if is_laptop_gpu(target):
+        return PlanError(
+            f"no card `{target}` is known here, and this machine has none: a laptop's card is "
+            "another one than the desktop's of its name",
+            hint="`--target auto` on the machine that has it",
+        )
+    nearest = find_nearest(target)
+    if nearest is not None:
+        hint = f"did you mean `{nearest.target}`? Known are {known}"
     return PlanError(f"there is no target `{target}`", hint=hint)

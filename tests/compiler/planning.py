@@ -84,6 +84,7 @@ QWEN = Checkpoint(
     weights=make_weights(494_032_768, 136_134_656),
     is_tied=True,
     eos_token_ids=(151_643, 151_645),
+    has_key_bias=True,
     has_chat_template=True,
 )
 LLAMA = replace(
@@ -95,6 +96,7 @@ LLAMA = replace(
     dims=LLAMA_DIMS,
     weights=make_weights(8_030_261_248, 525_336_576, 525_336_576),
     is_tied=False,
+    has_key_bias=False,
 )
 
 

@@ -17,13 +17,15 @@ import pytest
 from deepinfer.__main__ import main
 from deepinfer.checkpoint import read_checkpoint
 from deepinfer.compiler import footprint, openvino
+from deepinfer.compiler.build import BuildResult
 from deepinfer.compiler.plan import make_plan
+from deepinfer.compiler.report import result_lines
 from deepinfer.compiler.wishes import BuildWishes
 from deepinfer.errors import BuildError
 from deepinfer.manifest import EngineFolder, find_damage, read_engine
 from tests.checkpoints import make_checkpoint
 from tests.compiler.compiling import build
-from tests.compiler.planning import LAPTOP
+from tests.compiler.planning import LAPTOP, QWEN
 
 Output = pytest.CaptureFixture[str]
 
@@ -360,3 +362,15 @@ def test_payload_that_is_cut_short_is_noticed(built: Path, tmp_path: Path, llama
     os.truncate(weights, weights.stat().st_size - 100)
     with pytest.raises(BuildError, match="are cut short"):
         openvino.check_payload(plan, checkpoint, payload / "openvino_model.xml")
+
+
+def test_engine_that_was_fitted_into_other_memory_is_up_to_date_and_says_so(engines: Path) -> None:
+    engine = read_engine(engines / "llama.int8.cpu")
+    result = BuildResult(engine, was_up_to_date=True)
+    planned = make_plan(LAPTOP, QWEN, BuildWishes(model=QWEN.id, precision="int8"))
+    same = planned.model_copy(update={"limits": engine.manifest.limits})
+    assert "--force" not in result_lines(same, result)[0]
+    other = engine.manifest.limits.model_copy(update={"max_seq_len": 300})
+    line = result_lines(planned.model_copy(update={"limits": other}), result)[0]
+    assert f"for {engine.manifest.limits.max_seq_len:,} tokens" in line
+    assert "`--force`" in line

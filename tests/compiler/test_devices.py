@@ -27,9 +27,10 @@ RTX5080 = make_gpu("NVIDIA GeForce RTX 5080", (12, 0), total_gib=15.9, free_gib=
 def test_row_of_the_table_is_plausible(model: Any) -> None:
     assert model.capability in CAPABILITIES
     assert model.name.startswith("NVIDIA ")
-    assert 20 * GIB < model.memory_bytes < 200 * GIB
-    assert 5e11 < model.bandwidth_bytes_per_s < 1e13
-    assert 1.9 < model.flops_fp8 / model.flops_16 < 2.1
+    assert 11 * GIB < model.memory_bytes < 200 * GIB
+    assert 4e11 < model.bandwidth_bytes_per_s < 1e13
+    assert (model.flops_fp8 is not None) == ("FP8" in CAPABILITIES[model.capability].quant_algos)
+    assert 1.9 < (model.flops_fp8 or 2 * model.flops_16) / model.flops_16 < 2.1
     assert (model.flops_fp4 is not None) == ("NVFP4" in CAPABILITIES[model.capability].quant_algos)
 
 
@@ -107,12 +108,76 @@ def test_other_card_of_the_same_kind_is_not_the_named_one() -> None:
         require_here(resolve("rtx5090", RTX5080))
 
 
-def test_capability_is_the_card_here_or_the_smallest_known() -> None:
+def test_capability_is_the_card_here_or_one_that_the_plan_names() -> None:
     assert resolve("sm_120", RTX5080).name == "NVIDIA GeForce RTX 5080"
-    elsewhere = resolve("sm_90")
-    assert elsewhere.name == "NVIDIA H100 80GB HBM3"
-    assert elsewhere.reason == "the smallest sm_90 card that is known here"
+    elsewhere = resolve("sm_120")
+    assert elsewhere.name == "NVIDIA GeForce RTX 5090"
+    assert "sm_120 alone is taken for this card, of 32 GiB" in elsewhere.reason
+    assert "`rtx5070ti`" in elsewhere.reason
     assert resolve("sm_80", A100).name == A100.name
+
+
+SPELLINGS = {
+    "rtx5090": (
+        "RTX5090",
+        "5090",
+        "rtx-5090",
+        "RTX 5090",
+        "NVIDIA GeForce RTX 5090",
+        "GeForce 5090",
+    ),
+    "rtx5080": ("5080", "RTX 5080", "NVIDIA GeForce RTX 5080"),
+    "rtx5070ti": ("5070Ti", "RTX 5070 Ti", "5070-ti", "NVIDIA GeForce RTX 5070 Ti"),
+    "rtx5070": ("5070", "RTX 5070"),
+    "rtx5060ti": ("5060 Ti", "RTX 5060 Ti 16 GB", "rtx5060ti-16gb"),
+    "rtxpro6000": (
+        *("RTX PRO 6000", "pro 6000", "RTX PRO 6000 Blackwell"),
+        *("NVIDIA RTX PRO 6000 Blackwell Server Edition",),
+    ),
+    "rtx4090": ("4090", "RTX 4090"),
+    "rtx4080": ("4080", "GeForce RTX 4080"),
+    "l40s": ("L40S", "NVIDIA L40S"),
+    "h100": ("H100", "H100 SXM5", "NVIDIA H100 80GB HBM3"),
+    "h200": ("H200", "NVIDIA H200"),
+    "a100-80gb": ("A100 80GB", "a100", "NVIDIA A100-SXM4-80GB"),
+    "a100-40gb": ("A100 40 GB", "A100-SXM4-40GB"),
+    "b200": ("B200",),
+}
+
+
+@pytest.mark.parametrize(
+    ("spelling", "target"),
+    [(spelling, target) for target, spellings in SPELLINGS.items() for spelling in spellings],
+)
+def test_card_is_known_in_every_spelling(spelling: str, target: str) -> None:
+    assert resolve(spelling).name == resolve(target).name
+    assert resolve(spelling).capability == resolve(target).capability
+
+
+def test_every_row_of_the_table_is_spelt_in_some_other_way() -> None:
+    assert set(SPELLINGS) == {model.target for model in GPU_MODELS}
+    names = [name for model in GPU_MODELS for name in set(model.names)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("spelling", ["sm120", "SM_120", "sm-120", "sm 120"])
+def test_compute_capability_is_known_in_every_spelling(spelling: str) -> None:
+    assert resolve(spelling).capability == "sm_120"
+
+
+def test_one_of_two_cards_with_a_name_is_said() -> None:
+    assert "a100-40gb" in resolve("A100").reason
+
+
+@pytest.mark.parametrize("target", ["NVIDIA GeForce RTX 5090 Laptop GPU", "rtx5090-laptop"])
+def test_laptop_card_is_not_the_desktop_card_of_its_name(target: str) -> None:
+    with pytest.raises(PlanError, match="a laptop's card is another one") as caught:
+        resolve(target)
+    assert "`--target auto`" in (caught.value.hint or "")
+    here = make_gpu("NVIDIA GeForce RTX 5090 Laptop GPU", (12, 0), total_gib=24, free_gib=23)
+    device = resolve("NVIDIA GeForce RTX 5090 Laptop GPU", here)
+    assert device.gpu is not None
+    assert (device.gpu.model, device.memory_bytes) == (None, here.free_memory_bytes)
 
 
 @pytest.mark.parametrize(
@@ -128,9 +193,10 @@ def test_geforce_cards_have_no_peer_access(name: str, can_reach: bool) -> None:
 @pytest.mark.parametrize(
     ("target", "message", "hint"),
     [
-        ("rtx9999x", "there is no target `rtx9999x`", "`rtx5090`, `rtx4090`"),
-        ("RTX5090", "there is no target `RTX5090`", "`rtx5090`"),
-        ("sm_80", "no sm_80 card is known here", "plan for it on a machine that has such a card"),
+        ("tpu", "there is no target `tpu`", "`rtx5090`, `rtx5080`"),
+        ("rtx5091", "there is no target `rtx5091`", "did you mean `rtx5090`?"),
+        ("4090 Ti", "there is no target `4090 Ti`", "did you mean `rtx4090`?"),
+        ("sm_86", "no sm_86 card is known here", "plan for it on a machine that has such a card"),
         ("sm_75", "no sm_75 card is known here", "`auto`, `cpu`"),
     ],
 )

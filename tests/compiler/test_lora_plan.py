@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -26,8 +27,9 @@ def test_engine_takes_adapters_of_every_layer() -> None:
 
 
 def test_memory_counts_the_adapters() -> None:
-    without = plan(RTX5090, LLAMA, precision="fp8", max_batch_size=8)
-    two = plan(RTX5090, LLAMA, precision="fp8", max_batch_size=8, max_lora_rank=64, max_loras=2)
+    wishes: dict[str, Any] = {"precision": "fp8", "max_batch_size": 8, "max_seq_len": 4096}
+    without = plan(RTX5090, LLAMA, **wishes)
+    two = plan(RTX5090, LLAMA, max_lora_rank=64, max_loras=2, **wishes)
     # A of 4,096 or 14,336 and B as wide: 32 layers of 81,920 x 64 numbers in 16 bits.
     each = 32 * 81_920 * 64 * 2
     assert two.memory.overhead_bytes - without.memory.overhead_bytes == 2 * each

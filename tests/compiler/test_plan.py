@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from deepinfer.checkpoint import Checkpoint
+from deepinfer.checkpoint import Checkpoint, Rope
 from deepinfer.compiler import cpu
-from deepinfer.compiler.plan import BuildPlan
+from deepinfer.compiler.plan import BuildPlan, check_room
 from deepinfer.compiler.target import TargetDevice
 from deepinfer.compiler.wishes import AS_ASKED
 from deepinfer.errors import PlanError
@@ -346,14 +346,6 @@ ERRORS: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], str, str]] = {
     ),
     "name": (LAPTOP, QWEN, {"name": "../up"}, "cannot be the name of an engine", "letters, digits"),
     "hidden-name": (LAPTOP, QWEN, {"name": ".hidden"}, "cannot be the name", "beginning with"),
-    "build-memory": (
-        replace(LAPTOP, host_memory_bytes=GIB // 2),
-        QWEN,
-        {},
-        "the build needs",
-        "on a larger machine",
-    ),
-    "disk": (replace(LAPTOP, disk_bytes=GIB), QWEN, {}, "of disk; 1.0 GiB are free", "`--output`"),
 }
 
 
@@ -365,6 +357,24 @@ def test_impossible_wishes_are_refused(name: str) -> None:
     assert message in caught.value.message
     assert hint in (caught.value.hint or "")
     assert not caught.value.message.endswith(".")
+
+
+ROOM: dict[str, tuple[dict[str, int], str, str]] = {
+    "memory": ({"host_memory_bytes": GIB // 2}, "of this machine's memory", "on a larger machine"),
+    "disk": ({"disk_bytes": GIB}, "of disk; 1.0 GiB are free", "`--output`"),
+}
+
+
+@pytest.mark.parametrize("name", ROOM)
+def test_build_that_has_no_room_here_is_refused_and_planned_all_the_same(name: str) -> None:
+    changes, message, hint = ROOM[name]
+    made = plan(replace(LAPTOP, **changes), QWEN)
+    assert any("are free" in warning for warning in made.warnings)
+    with pytest.raises(PlanError) as caught:
+        check_room(made)
+    assert message in caught.value.message
+    assert hint in (caught.value.hint or "")
+    check_room(plan(LAPTOP, QWEN))
 
 
 def test_what_does_not_fit_says_which_limit_to_lower_and_that_number_fits() -> None:
@@ -467,6 +477,13 @@ def test_whatever_changes_the_engine_changes_the_digest(
 ) -> None:
     wishes = {"precision": "int8", **wishes}
     assert plan(device, checkpoint, **wishes).digest != plan(LAPTOP, QWEN, precision="int8").digest
+
+
+def test_yarn_reaches_further_on_a_cpu_than_the_positions_in_the_configuration() -> None:
+    yarn = replace(QWEN, rope=Rope("yarn", 1e6, 4.0, 32_768))
+    assert plan(LAPTOP, yarn, max_seq_len=131_072).limits.max_seq_len == 131_072
+    with pytest.raises(PlanError, match="beyond the model's 131,072 positions"):
+        plan(LAPTOP, yarn, max_seq_len=131_073)
 
 
 def test_plan_survives_json() -> None:

@@ -19,6 +19,7 @@ CONFIG_OF = {
     "qwen3-8b.fp8.sm120": "qwen3-8b",
     "qwen3-14b.nvfp4.sm120": "qwen3-14b-nvfp4",
     "qwen3-32b.fp8.sm120.pp2": "qwen3-32b",
+    "qwen3-32b.nvfp4.sm120": "qwen3-32b-nvfp4",
 }
 
 
@@ -53,8 +54,9 @@ def test_recipe_for_two_cards_would_not_fit_one() -> None:
     assert 2 * made.memory.weight_bytes > made.memory.usable_bytes
 
 
-def test_recipe_in_four_bits_needs_no_calibration() -> None:
-    made = plan_recipe("qwen3-14b.nvfp4.sm120")
+@pytest.mark.parametrize("name", ["qwen3-14b.nvfp4.sm120", "qwen3-32b.nvfp4.sm120"])
+def test_recipe_in_four_bits_needs_no_calibration(name: str) -> None:
+    made = plan_recipe(name)
     assert made.tensorrt_llm is not None
     assert made.tensorrt_llm.is_prequantized
     assert not made.tensorrt_llm.needs_calibration

@@ -37,7 +37,7 @@ def test_text_of_a_flag_becomes_a_number() -> None:
 
 
 def test_every_flag_of_a_wish_exists_and_no_other() -> None:
-    own = {"recipe", "is_dry_run", "is_forced", "is_json"}
+    own = {"recipe", "is_dry_run", "is_comparison", "is_forced", "is_json"}
     flags = {str(option.name) for option in build.build.params}
     assert flags - own == set(BuildWishes.model_fields)
 
@@ -57,11 +57,11 @@ def test_flags_of_the_command_become_wishes(
 ) -> None:
     planned: list[BuildWishes] = []
 
-    def stop(wishes: BuildWishes, *, is_dry_run: bool) -> None:
+    def stop(wishes: BuildWishes, *, is_build: bool) -> None:
         planned.append(wishes)
         raise PlanError("far enough")
 
-    monkeypatch.setattr(build, "_make_plan", stop)
+    monkeypatch.setattr(build, "_read_sources", stop)
     assert main(["build", "--model", "sample", *flags]) == 1
     assert {name: getattr(planned[0], name) for name in expected} == expected
 

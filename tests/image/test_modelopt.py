@@ -239,6 +239,64 @@ def test_modelopts_warning_about_large_keys_is_shown(
     assert warning.startswith("Large KV activation detected: ")
 
 
+@pytest.mark.parametrize(
+    ("architecture", "rope", "expected"),
+    [
+        (
+            "llama",
+            {"rope_type": "default", "rope_theta": 500_000.0},
+            {"rope_theta": 500_000.0, "rope_scaling": None},
+        ),
+        (
+            "qwen3",
+            {
+                "rope_type": "yarn",
+                "rope_theta": 1e6,
+                "factor": 4.0,
+                "original_max_position_embeddings": 128,
+            },
+            {
+                "rope_theta": 1e6,
+                "rope_scaling": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 128,
+                },
+            },
+        ),
+        (
+            "gemma3",
+            {
+                "full_attention": {"rope_type": "default", "rope_theta": 2e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e3},
+            },
+            {"rope_theta": 2e6, "rope_local_base_freq": 5e3},
+        ),
+    ],
+)
+def test_rope_as_transformers_5_writes_it_reaches_the_images_transformers(
+    tmp_path: Path, architecture: str, rope: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    from transformers import AutoConfig
+
+    checkpoint_dir = make_checkpoint(tmp_path / "checkpoint", architecture, dtype="bfloat16")
+    path = checkpoint_dir / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"rope_parameters": rope}
+    for name in ("rope_theta", "rope_scaling", "rope_local_base_freq"):
+        config.pop(name, None)
+    path.write_text(json.dumps(config), encoding="utf-8")
+    unaware = AutoConfig.from_pretrained(checkpoint_dir)
+    assert unaware.rope_theta != expected["rope_theta"], "the reason is gone"
+    linked = link_checkpoint(
+        read_checkpoint(checkpoint_dir),
+        tmp_path / "linked",
+        trust_remote_code=False,
+        needs_pad_token=False,
+    )
+    read = AutoConfig.from_pretrained(linked, trust_remote_code=True)
+    assert {name: getattr(read, name) for name in expected} == expected
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_qwen2_moe_cannot_be_quantised_by_this_modelopt(tmp_path: Path) -> None:
     """The reason for which the planner refuses it; it fails when a ModelOpt can."""
