@@ -24,11 +24,11 @@ PACKAGE = Path(__file__).parent.parent / "deepinfer"
 
 BASE = [
     *("errors", "device", "generation", "engine", "validation", "logs"),
-    *("precedence", "huge_pages"),
+    *("precedence", "huge_pages", "probe"),
 ]
 RECORDS = [
     *("weights", "checkpoint", "manifest", "adapter", "config", "config_layers"),
-    "trtllm_release",
+    *("trtllm_release", "trtllm_libraries"),
 ]
 LOW = [*BASE, *RECORDS]
 TEXT = ["text.*"]
@@ -50,6 +50,7 @@ RULES: dict[str, list[str]] = {
     "manifest": BASE,
     "adapter": [*BASE, "weights", "checkpoint", "manifest"],
     "trtllm_release": BASE,
+    "trtllm_libraries": [*BASE, "trtllm_release"],
     "config": BASE,
     "config_layers": [*BASE, "config"],
     "text.*": [*LOW, "text.*"],
