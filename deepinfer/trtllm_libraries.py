@@ -2,21 +2,28 @@
 
 A package's metadata says its version and not whether the dynamic loader finds what it links to, so
 each is loaded, in a child process: native code may crash or hang, and MPI starts daemons.
+
+    python -m deepinfer.trtllm_libraries
+
+loads what needs no GPU, and ends with 1 if anything fails: the Dockerfile asks before it is done.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from deepinfer.errors import BackendError
 from deepinfer.probe import ProbeResult, run_probe
-from deepinfer.trtllm_release import USE_CONTAINER, cuda_major
+from deepinfer.trtllm_release import USE_CONTAINER, cuda_major, installed_version
 
 CUDA_DRIVER_LIBRARY = "libcuda.so.1"  # part of the driver; a container gets it from its host
 MPI_LIBRARY = "libmpi.so.40"  # of Open MPI 4 and 5
 TENSORRT_MODULE, MPI_MODULE, TENSORRT_LLM_MODULE = "tensorrt", "mpi4py.MPI", "tensorrt_llm"
+# TensorRT's wheels carry CUDA's version in their names; the first that is installed counts.
+TENSORRT_DISTRIBUTIONS = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
 DEFAULT_TENSORRT_MAJOR = "10"
 LOAD_TIMEOUT_S = 300  # the first import reads gigabytes, from a disk that may be slow
 IMPORT_TIMEOUT_S = 90  # of TensorRT alone; an engine process that loads may be silent for 120 s
@@ -47,6 +54,10 @@ for name in sys.argv[1:]:
 MISSING_LIBRARY = re.compile(r"(?P<name>lib[\w.+-]+): cannot open shared object file")
 
 Load = Callable[..., Mapping[str, str | None]]  # called as `try_loading` is
+
+
+def find_tensorrt_version(version_of: Callable[[str], str | None]) -> str | None:
+    return next(filter(None, map(version_of, TENSORRT_DISTRIBUTIONS)), None)
 
 
 def tensorrt_libraries(tensorrt_version: str | None) -> tuple[str, ...]:
@@ -129,3 +140,30 @@ def require_tensorrt(load: Load = try_loading) -> None:
             hint=how_to_find(library),
         )
     raise BackendError(f"TensorRT cannot be loaded: {error}", hint=USE_CONTAINER)
+
+
+def main() -> int:
+    version = installed_version()
+    if version is None:
+        print("error: TensorRT-LLM is not installed", file=sys.stderr)
+        return 1
+    tensorrt = tensorrt_libraries(find_tensorrt_version(installed_version))
+    # MPI's library and not mpi4py, whose import starts MPI.
+    names = (cuda_runtime_library(version), TENSORRT_MODULE, *tensorrt, MPI_LIBRARY)
+    outcomes = try_loading(names)
+    # The driver's library comes with the GPU.
+    failures = {
+        name: error
+        for name in names
+        if (error := outcomes.get(name, "not tried")) is not None
+        and missing_library(error) != CUDA_DRIVER_LIBRARY
+    }
+    for name, error in failures.items():
+        print(f"error: {name} does not load: {error}", file=sys.stderr)
+    if not failures:
+        print(f"{', '.join(names)} load")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -23,14 +23,13 @@ from deepinfer.trtllm_libraries import (
     TENSORRT_MODULE,
     Load,
     cuda_runtime_library,
+    find_tensorrt_version,
     how_to_find,
     missing_library,
     tensorrt_libraries,
 )
 from deepinfer.trtllm_release import USE_CONTAINER, require_release
 
-# TensorRT's wheels carry CUDA's version in their names; the first that is installed counts.
-TENSORRT_NAMES = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
 TORCH_PROBE = """
 import json, torch
 print(json.dumps({
@@ -76,7 +75,7 @@ def check_tensorrt_llm(
         version = require_release(version_of)
     except BackendError as error:
         return Finding(topic, gpu_trouble(device), error.message, error.hint)
-    tensorrt_version = next(filter(None, map(version_of, TENSORRT_NAMES)), None)
+    tensorrt_version = find_tensorrt_version(version_of)
     if tensorrt_version is None:
         return Finding(topic, gpu_trouble(device), f"{version}, without TensorRT", USE_CONTAINER)
     return Finding(topic, Status.OK, f"{version}, TensorRT {tensorrt_version}")
@@ -96,7 +95,7 @@ def library_groups(version_of: Callable[[str], str | None]) -> tuple[LibraryGrou
     version = version_of("tensorrt-llm")
     if version is None:
         return ()
-    tensorrt_version = next(filter(None, map(version_of, TENSORRT_NAMES)), None)
+    tensorrt_version = find_tensorrt_version(version_of)
     return (
         LibraryGroup("CUDA", (CUDA_DRIVER_LIBRARY, cuda_runtime_library(version)), GIVE_GPUS),
         LibraryGroup(
