@@ -94,7 +94,7 @@ def test_core_admits_the_python_of_the_image() -> None:
 
 def test_image_ships_the_release_that_is_checked() -> None:
     (extra,) = map(Requirement, PROJECT["optional-dependencies"]["tensorrt-llm"])
-    assert extra.specifier.contains(CHECKED_VERSION)
+    assert str(extra.specifier) == f"=={CHECKED_VERSION}"
     assert CONTAINER in check_image_resolve.CONSTRAINTS.read_text(encoding="utf-8")
 
 
@@ -175,6 +175,15 @@ def test_container_gets_what_gpu_libraries_need(host: Host, script: str) -> None
     assert "--ipc=host" in asked
     assert values(asked, "--ulimit") == ["memlock=-1", "stack=67108864"]
     assert values(asked, "--user") == ["1000:1000"]
+
+
+@pytest.mark.parametrize("script", ["build.sh", "serve.sh"])
+def test_container_has_a_name_for_torch_and_one_for_docker_where_it_is_wanted(
+    host: Host, script: str
+) -> None:
+    assert host.run(script, CONTAINER_NAME="mine").returncode == 0
+    assert values(host.asked(), "--name") == ["mine"]
+    assert "USER=deepinfer" in values(host.asked(), "--env")
 
 
 @pytest.mark.parametrize("script", ["build.sh", "serve.sh"])
@@ -319,7 +328,7 @@ def test_token_in_compose_has_no_value(compose: dict[str, Any]) -> None:
     assert compose["services"]["build"]["environment"]["HF_TOKEN"] is None
 
 
-@pytest.mark.parametrize("script", ["build.sh", "serve.sh"])
+@pytest.mark.parametrize("script", ["build.sh", "serve.sh", "first_run.sh"])
 def test_script_can_be_run(script: str) -> None:
     assert os.access(NGC / script, os.X_OK)
     assert "set -euo pipefail\n" in (NGC / script).read_text(encoding="utf-8")
