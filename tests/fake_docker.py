@@ -52,7 +52,8 @@ def run(arguments: list[str], settings: dict[str, Any]) -> int:
         if flag in FLAGS_WITH_VALUE:
             values.setdefault(flag, []).append(arguments.pop(0))
     _, *command = arguments
-    word = values.get("--entrypoint", command)[0]
+    words = [word for word in command if not word.startswith("--")]
+    word = values.get("--entrypoint", words)[0]
     if word in settings["fail"]:
         print(settings["fail"][word])
         return 1

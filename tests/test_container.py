@@ -347,3 +347,38 @@ def test_linter_of_make_check_finds_a_mistake(tmp_path: Path, linter: str, text:
     file = tmp_path / "Dockerfile"
     file.write_text(text)
     assert subprocess.run([str(program), str(file)], capture_output=True).returncode == 1
+
+
+PAGE = (ROOT / "docs" / "gpu-validation.md").read_text(encoding="utf-8")
+PAGE_COMMANDS = re.findall(r"^```bash\n(.*?)^```", PAGE, re.M | re.S)
+
+
+def test_commands_of_the_first_run_s_page_are_bash() -> None:
+    assert len(PAGE_COMMANDS) > 8
+    for text in PAGE_COMMANDS:
+        text = text.replace("<this repository>", "repository")
+        done = subprocess.run(["bash", "-n", "-c", text], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), text
+
+
+def test_page_of_the_first_run_uses_no_port_twice_and_waits_for_nothing_for_ever() -> None:
+    ports = re.findall(r"PUBLISH=\S+:(\d+)", PAGE)
+    assert len(ports) == len(set(ports)) >= 3
+    for text in PAGE_COMMANDS:
+        for line in text.splitlines():
+            if re.search(r"\b(until|while)\b", line):
+                assert line.startswith("timeout "), line
+
+
+def test_containers_of_the_page_have_a_user_with_a_home_and_a_name() -> None:
+    commands = "\n".join(PAGE_COMMANDS).replace("\\\n", " ").splitlines()
+    containers = [line for line in commands if "docker run" in line and "--user" in line]
+    assert len(containers) >= 3
+    for line in containers:
+        assert "--env HOME=/tmp" in line and "--env USER=" in line
+
+
+def test_page_begins_with_models_that_need_no_token() -> None:
+    by_hand = "\n".join(PAGE_COMMANDS).split("build/ngc/build.sh", maxsplit=1)[1]
+    models = dict.fromkeys(re.findall(r"--model (\S+/\S+)", by_hand))
+    assert [*models] == ["Qwen/Qwen3-0.6B", "Qwen/Qwen3-8B"]

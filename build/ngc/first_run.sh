@@ -184,7 +184,8 @@ try_model() { # NUMBER MODEL OPTIONS...
         skip "${engine}, build" 'there is no plan'
         return 0
     fi
-    if ! run_step "${engine}, build" "${BUILD_TIMEOUT_S}" "${SCRIPTS}/build.sh" "${wish[@]}"; then
+    if ! VERBOSE=1 TAIL_LINES=150 run_step "${engine}, build" "${BUILD_TIMEOUT_S}" \
+        "${SCRIPTS}/build.sh" "${wish[@]}"; then
         skip "${engine}, server" 'there is no engine'
         return 0
     fi
