@@ -26,9 +26,9 @@ FROM nvcr.io/nvidia/tensorrt-llm/release:1.2.1 AS tensorrt-llm
 ARG PIP_ARGS=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 SHELL ["/bin/bash", "-o", "errexit", "-o", "pipefail", "-c"]
-# NVIDIA's image tells these folders to shells only: /etc/shinit_v2, which bash reads, puts them on
-# LD_LIBRARY_PATH, and no shell starts `deepinfer`. The dynamic loader is told itself, in the same
-# order and before all others. The file stays: the NVIDIA Container Toolkit runs ldconfig again.
+# NVIDIA's image puts these folders on LD_LIBRARY_PATH in /etc/shinit_v2, which only shells read, and
+# no shell starts `deepinfer`. ldconfig registers them for every process, in the same order and before
+# all others. The file stays: the NVIDIA Container Toolkit runs ldconfig again.
 RUN printf '%s\n' \
         "/opt/nvidia/nvda_nixl/lib/$(uname --machine)-linux-gnu" \
         /opt/nvidia/nvda_nixl/lib64 \
@@ -54,8 +54,8 @@ RUN python3 -m venv --system-site-packages --without-pip /opt/deepinfer \
 RUN env --unset=LD_LIBRARY_PATH /opt/deepinfer/bin/python -m deepinfer.trtllm_libraries
 RUN useradd --create-home --uid 10001 deepinfer \
     && install --directory --owner deepinfer --group deepinfer /srv/engines /srv/cache
-# USER is for whoever runs the image under a number that it has no name for: torch asks for one.
-# UCC's collectives fail within MPI in this image; TensorRT-LLM says so too, but MPI may be first.
+# torch asks for the user's name, which the image does not know for any number but its own.
+# UCC breaks MPI's collectives here. TensorRT-LLM disables it as well, but MPI may be imported first.
 ENV PATH=/opt/deepinfer/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     USER=deepinfer \

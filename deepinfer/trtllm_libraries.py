@@ -27,7 +27,7 @@ TENSORRT_DISTRIBUTIONS = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
 DEFAULT_TENSORRT_MAJOR = "10"
 LOAD_TIMEOUT_S = 300  # the first import reads gigabytes, from a disk that may be slow
 IMPORT_TIMEOUT_S = 90  # of TensorRT alone; an engine process that loads may be silent for 120 s
-# Where NVIDIA's image has them; its dynamic loader does not look there unless it is told.
+# Where NVIDIA's image has them: outside of what its dynamic loader searches by default.
 LIBRARY_FOLDERS = {"libnvinfer": "/usr/local/tensorrt/lib", "libcudart": "/usr/local/cuda/lib64"}
 
 LOAD_PROBE = """

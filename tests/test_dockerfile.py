@@ -63,13 +63,13 @@ def test_environment_of_the_gpu_image_is_what_its_libraries_need() -> None:
     assert environment["USER"] == "deepinfer"
 
 
-def test_libraries_are_told_before_they_are_tried_and_tried_before_the_image_is_done() -> None:
+def test_libraries_are_registered_and_then_tried_before_the_image_is_done() -> None:
     steps = [rest for keyword, rest in STAGE if keyword == "RUN"]
-    told, installed, tried = (
+    registered, installed, tried = (
         next(number for number, step in enumerate(steps) if text in step)
         for text in ("ldconfig", "pip install", "deepinfer.trtllm_libraries")
     )
-    assert told < installed < tried
+    assert registered < installed < tried
 
 
 class ImageRoot:
@@ -134,7 +134,7 @@ def image_with_libraries(image: ImageRoot) -> ImageRoot:
     return image
 
 
-def test_step_makes_the_loader_find_what_only_shells_were_told(
+def test_step_makes_the_loader_find_what_only_shells_found(
     image_with_libraries: ImageRoot,
 ) -> None:
     image = image_with_libraries
@@ -143,9 +143,9 @@ def test_step_makes_the_loader_find_what_only_shells_were_told(
     assert done.returncode == 0, done.stderr
     assert image.cached() == {name: f"/{folder}/{name}" for name, folder in LIBRARY_FOLDERS.items()}
     (configuration,) = (image.path / "etc/ld.so.conf.d").glob("00-*.conf")
-    told = configuration.read_text().splitlines()
-    assert f"/opt/nvidia/nvda_nixl/lib/{os.uname().machine}-linux-gnu" in told
-    assert {"/opt/nvidia/nvda_nixl/lib64", "/usr/local/ucx/lib"} < set(told)
+    folders = configuration.read_text().splitlines()
+    assert f"/opt/nvidia/nvda_nixl/lib/{os.uname().machine}-linux-gnu" in folders
+    assert {"/opt/nvidia/nvda_nixl/lib64", "/usr/local/ucx/lib"} < set(folders)
 
 
 def add_python_of_the_image(image: ImageRoot) -> None:
@@ -201,7 +201,9 @@ def test_image_whose_libraries_load_is_made(image_with_libraries: ImageRoot) -> 
     assert all(name in done.stdout for name in LIBRARY_FOLDERS)
 
 
-def test_image_whose_loader_was_told_nothing_is_not_made(image_with_libraries: ImageRoot) -> None:
+def test_image_whose_loader_does_not_know_the_folders_is_not_made(
+    image_with_libraries: ImageRoot,
+) -> None:
     """The fault of the first version, in which a shell would have found them all."""
     skip_if_here("libnvinfer.so.10")
     add_python_of_the_image(image_with_libraries)

@@ -105,7 +105,7 @@ def test_library_that_crashes_does_not_keep_the_next_from_being_tried(
     }
 
 
-def test_library_that_ends_the_process_is_told_by_what_it_said_last(
+def test_library_that_ends_the_process_is_reported_by_its_last_words(
     compile_library: Compile,
 ) -> None:
     """As MPI does when it cannot start."""
@@ -142,7 +142,7 @@ def test_cuda_that_loads_must_start_too(
     assert try_loading(["libcuda.so.1"]) == {"libcuda.so.1": error}
 
 
-def test_module_that_is_not_there_is_told() -> None:
+def test_absent_module_is_named() -> None:
     (error,) = try_loading(["mpi4py_of_nobody.MPI"]).values()
     assert error is not None and "mpi4py_of_nobody" in error
 

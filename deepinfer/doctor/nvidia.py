@@ -1,4 +1,4 @@
-"""TensorRT-LLM and what it stands on, on a machine with a GPU: versions, kernels, and loading.
+"""TensorRT-LLM and the libraries below it on a machine with a GPU: versions, kernels, loading.
 
 Versions are read from metadata. What they cannot tell is tried in processes of their own: for
 which GPUs torch was compiled, and whether CUDA, TensorRT, MPI and TensorRT-LLM load.
@@ -83,7 +83,7 @@ def check_tensorrt_llm(
 
 @dataclass(frozen=True)
 class LibraryGroup:
-    """Libraries and modules that stand for one thing, with what to do when they do not load."""
+    """Libraries and modules that are one finding, with what to do when they do not load."""
 
     topic: str
     names: tuple[str, ...]
