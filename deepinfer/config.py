@@ -248,6 +248,11 @@ class EngineSection(Section):
     draft_tokens: int = Field(
         default=4, ge=1, le=MAX_GUESSES, description="Tokens that the draft engine guesses a step"
     )
+    allow_untried_release: bool = Field(
+        default=False,
+        description="Run engines for GPUs with another TensorRT-LLM than 1.2.1, the only release "
+        "that is tested",
+    )
     tool_format: ToolFormatName = Field(
         default="auto",
         description="How the models write calls of tools; auto: as their chat templates show it",

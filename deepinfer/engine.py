@@ -22,6 +22,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     prompt_lookup: int = 0  # tokens a step and sequence that are guessed from the sequence itself
     draft_engine: str | None = None  # absolute path of an engine that guesses, in place of that
     draft_tokens: int = 0  # that it guesses
+    allow_untried_release: bool = False  # of TensorRT-LLM
 
     @property
     def num_guesses(self) -> int:

@@ -28,7 +28,7 @@ BASE = [
 ]
 RECORDS = [
     *("weights", "checkpoint", "manifest", "adapter", "config", "config_layers"),
-    *("trtllm_release", "serving_limits"),
+    *("trtllm_release", "trtllm_libraries", "serving_limits"),
 ]
 LOW = [*BASE, *RECORDS]
 TEXT = ["text.*"]
@@ -51,6 +51,7 @@ RULES: dict[str, list[str]] = {
     "adapter": [*BASE, "weights", "checkpoint", "manifest"],
     "trtllm_release": BASE,
     "serving_limits": [*BASE, "checkpoint", "manifest"],
+    "trtllm_libraries": [*BASE, "trtllm_release"],
     "config": BASE,
     "config_layers": [*BASE, "config"],
     "text.*": [*LOW, "text.*"],

@@ -98,6 +98,7 @@ def test_every_key_can_be_given_in_the_environment() -> None:
         "engine.prompt_lookup": "4",
         "engine.draft_engine": "e",
         "engine.draft_tokens": "3",
+        "engine.allow_untried_release": "true",
         "engine.tool_format": "glm-4.5",
         "logging.level": "DEBUG",
         "logging.format": "JSON",

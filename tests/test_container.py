@@ -94,7 +94,7 @@ def test_core_admits_the_python_of_the_image() -> None:
 
 def test_image_ships_the_release_that_is_checked() -> None:
     (extra,) = map(Requirement, PROJECT["optional-dependencies"]["tensorrt-llm"])
-    assert extra.specifier.contains(CHECKED_VERSION)
+    assert str(extra.specifier) == f"=={CHECKED_VERSION}"
     assert CONTAINER in check_image_resolve.CONSTRAINTS.read_text(encoding="utf-8")
 
 
@@ -175,6 +175,15 @@ def test_container_gets_what_gpu_libraries_need(host: Host, script: str) -> None
     assert "--ipc=host" in asked
     assert values(asked, "--ulimit") == ["memlock=-1", "stack=67108864"]
     assert values(asked, "--user") == ["1000:1000"]
+
+
+@pytest.mark.parametrize("script", ["build.sh", "serve.sh"])
+def test_container_has_a_name_for_torch_and_one_for_docker_where_it_is_wanted(
+    host: Host, script: str
+) -> None:
+    assert host.run(script, CONTAINER_NAME="mine").returncode == 0
+    assert values(host.asked(), "--name") == ["mine"]
+    assert "USER=deepinfer" in values(host.asked(), "--env")
 
 
 @pytest.mark.parametrize("script", ["build.sh", "serve.sh"])
@@ -319,7 +328,7 @@ def test_token_in_compose_has_no_value(compose: dict[str, Any]) -> None:
     assert compose["services"]["build"]["environment"]["HF_TOKEN"] is None
 
 
-@pytest.mark.parametrize("script", ["build.sh", "serve.sh"])
+@pytest.mark.parametrize("script", ["build.sh", "serve.sh", "first_run.sh"])
 def test_script_can_be_run(script: str) -> None:
     assert os.access(NGC / script, os.X_OK)
     assert "set -euo pipefail\n" in (NGC / script).read_text(encoding="utf-8")
@@ -338,3 +347,38 @@ def test_linter_of_make_check_finds_a_mistake(tmp_path: Path, linter: str, text:
     file = tmp_path / "Dockerfile"
     file.write_text(text)
     assert subprocess.run([str(program), str(file)], capture_output=True).returncode == 1
+
+
+PAGE = (ROOT / "docs" / "gpu-validation.md").read_text(encoding="utf-8")
+PAGE_COMMANDS = re.findall(r"^```bash\n(.*?)^```", PAGE, re.M | re.S)
+
+
+def test_commands_of_the_first_run_s_page_are_bash() -> None:
+    assert len(PAGE_COMMANDS) > 8
+    for text in PAGE_COMMANDS:
+        text = text.replace("<this repository>", "repository")
+        done = subprocess.run(["bash", "-n", "-c", text], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), text
+
+
+def test_page_of_the_first_run_uses_no_port_twice_and_waits_for_nothing_for_ever() -> None:
+    ports = re.findall(r"PUBLISH=\S+:(\d+)", PAGE)
+    assert len(ports) == len(set(ports)) >= 3
+    for text in PAGE_COMMANDS:
+        for line in text.splitlines():
+            if re.search(r"\b(until|while)\b", line):
+                assert line.startswith("timeout "), line
+
+
+def test_containers_of_the_page_have_a_user_with_a_home_and_a_name() -> None:
+    commands = "\n".join(PAGE_COMMANDS).replace("\\\n", " ").splitlines()
+    containers = [line for line in commands if "docker run" in line and "--user" in line]
+    assert len(containers) >= 3
+    for line in containers:
+        assert "--env HOME=/tmp" in line and "--env USER=" in line
+
+
+def test_page_begins_with_models_that_need_no_token() -> None:
+    by_hand = "\n".join(PAGE_COMMANDS).split("build/ngc/build.sh", maxsplit=1)[1]
+    models = dict.fromkeys(re.findall(r"--model (\S+/\S+)", by_hand))
+    assert [*models] == ["Qwen/Qwen3-0.6B", "Qwen/Qwen3-8B"]

@@ -22,7 +22,6 @@ from deepinfer.doctor.engines import check_engines
 from deepinfer.doctor.examine import choose_device
 from deepinfer.doctor.finding import Device, Finding, Report, Status
 from deepinfer.doctor.libraries import check_libraries, select_requirements
-from deepinfer.doctor.process import ProbeResult, run_probe
 from deepinfer.doctor.system import (
     MIN_PYTHON,
     Space,
@@ -36,6 +35,7 @@ from deepinfer.doctor.system import (
     measure_space,
 )
 from deepinfer.manifest import Target, write_manifest
+from deepinfer.process import ProbeResult, run_probe
 from tests.engines import make_simulated_engine
 
 GIB = 1 << 30

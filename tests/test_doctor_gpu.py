@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +14,16 @@ from deepinfer.doctor.finding import Device, Finding, Status
 from deepinfer.doctor.gpu import check_driver, check_gpu, check_gpus
 from deepinfer.doctor.nvidia import (
     TorchBuild,
+    check_loading,
     check_tensorrt_llm,
     check_torch,
     has_kernels,
+    library_groups,
     probe_torch,
     read_torch_build,
+    try_loading_groups,
 )
-from deepinfer.doctor.process import ProbeResult
+from deepinfer.process import ProbeResult
 
 GIB = 1 << 30
 RTX_5090 = Gpu(0, "NVIDIA GeForce RTX 5090", 32 * GIB, 30 * GIB, (12, 0), "580.126.20", "13.0")
@@ -126,8 +130,13 @@ LIBRARIES = {
     ),
     "another stable release": (
         {"tensorrt-llm": "1.1.0", "tensorrt": "10.13.3.9"},
+        Status.FAILED,
+        "DeepInfer works with TensorRT-LLM 1.2.1; 1.1.0 is installed",
+    ),
+    "the checked one, built by somebody else": (
+        {"tensorrt-llm": "1.2.1+cu130", "tensorrt": "10.14.1.48"},
         Status.OK,
-        "1.1.0, TensorRT 10.13.3.9; DeepInfer is checked against 1.2.1",
+        "1.2.1+cu130, TensorRT 10.14.1.48",
     ),
     "TensorRT by another name": (
         {"tensorrt-llm": "1.2.1", "tensorrt-cu13": "10.14.1.48"},
@@ -136,7 +145,7 @@ LIBRARIES = {
     ),
     "the last with engines": (
         {"tensorrt-llm": "1.3.0rc20", "tensorrt": "10.15.1"},
-        Status.OK,
+        Status.FAILED,
         "1.3.0rc20",
     ),
     "the first without engines": ({"tensorrt-llm": "1.3.0rc22"}, Status.FAILED, "1.3.0rc22"),
@@ -155,8 +164,115 @@ def test_tensorrt_llm_with(installed: dict[str, str], status: Status, seen: str)
         assert CONTAINER in (finding.advice or "")
 
 
+def test_untried_release_is_answered_with_the_flag_that_allows_it() -> None:
+    finding = check_tensorrt_llm({"tensorrt-llm": "1.1.0", "tensorrt": "10.13"}.get, Device.GPU)
+    assert "--allow-untried-release" in (finding.advice or "")
+
+
 def test_tensorrt_llm_is_only_missed_where_the_cpu_serves() -> None:
     assert check_tensorrt_llm({}.get, Device.CPU).status is Status.WARNING
+
+
+IMAGE = {"tensorrt-llm": "1.2.1", "tensorrt": "10.14.1.48", "torch": "2.9.1"}
+NAMES = [name for group in library_groups(IMAGE.get) for name in group.names]
+ABSENT = "OSError: libnvinfer.so.10: cannot open shared object file: No such file or directory"
+
+
+def test_libraries_are_those_of_the_installed_versions_and_torch_comes_first() -> None:
+    tried: list[str] = []
+
+    def load(names: Sequence[str]) -> dict[str, str | None]:
+        tried.extend(names)
+        return {}
+
+    groups = library_groups(IMAGE.get)
+    try_loading_groups(groups, IMAGE.get, load)
+    assert tried == ["torch", *NAMES]
+    assert {"libcuda.so.1", "libcudart.so.13", "libnvinfer.so.10", "libmpi.so.40"} < set(tried)
+    older = {"tensorrt-llm": "1.0.0", "tensorrt": "11.1"}
+    names = [name for group in library_groups(older.get) for name in group.names]
+    assert "libcudart.so.12" in names and "libnvinfer.so.11" in names
+    assert library_groups({}.get) == ()
+
+
+def loading(outcomes: dict[str, str | None], device: Device = Device.GPU) -> dict[str, Finding]:
+    """Findings where everything loads that `outcomes` does not speak of."""
+    findings = check_loading(
+        library_groups(IMAGE.get), {**dict.fromkeys(NAMES), **outcomes}, device
+    )
+    return {finding.topic: finding for finding in findings}
+
+
+def test_libraries_that_load_are_in_order() -> None:
+    found = loading({})
+    assert [*found] == ["CUDA", "TensorRT", "MPI", "importing TensorRT-LLM"]
+    assert {finding.status for finding in found.values()} == {Status.OK}
+
+
+FAULTS: dict[str, tuple[dict[str, str | None], str, str, str]] = {
+    "library of TensorRT not found": (
+        {"tensorrt": ABSENT.replace("OSError", "ImportError"), "libnvinfer.so.10": ABSENT},
+        "TensorRT",
+        "does not find libnvinfer.so.10",
+        "ldconfig",
+    ),
+    "driver not given to the container": (
+        {"libcuda.so.1": ABSENT.replace("libnvinfer.so.10", "libcuda.so.1")},
+        "CUDA",
+        "does not find libcuda.so.1",
+        "--gpus all",
+    ),
+    "no GPU given": ({"libcuda.so.1": "cuInit returns 100"}, "CUDA", "no GPU", "--gpus all"),
+    "compatibility library on a GeForce": (
+        {"libcuda.so.1": "cuInit returns 804"},
+        "CUDA",
+        "newer libcuda",
+        "590",
+    ),
+    "unknown CUDA error": ({"libcuda.so.1": "cuInit returns 999"}, "CUDA", "999", "--gpus all"),
+    "MPI that crashes": (
+        {"mpi4py.MPI": "crashes with SIGABRT"},
+        "MPI",
+        "mpi4py.MPI does not load: crashes with SIGABRT",
+        "Open MPI",
+    ),
+    "TensorRT-LLM alone": (
+        {"tensorrt_llm": "RuntimeError: odd"},
+        "importing TensorRT-LLM",
+        "RuntimeError: odd",
+        CONTAINER,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "topic", "seen", "advice"), FAULTS.values(), ids=FAULTS.keys()
+)
+def test_doctor_names_a_library_that_does_not_load(
+    outcomes: dict[str, str | None], topic: str, seen: str, advice: str
+) -> None:
+    found = loading(outcomes)
+    (wrong,) = (finding for finding in found.values() if finding.status is not Status.OK)
+    assert (wrong.topic, wrong.status) == (topic, Status.FAILED)
+    assert seen in wrong.seen
+    assert advice in (wrong.advice or "")
+    assert loading(outcomes, Device.CPU)[topic].status is Status.WARNING
+
+
+def test_tensorrt_llm_that_fails_for_another_s_reason_is_not_listed_twice() -> None:
+    found = loading({"tensorrt": ABSENT, "tensorrt_llm": ABSENT})
+    assert "importing TensorRT-LLM" not in found
+
+
+def test_library_after_one_that_hangs_was_not_tried() -> None:
+    outcomes: dict[str, str | None] = dict.fromkeys(NAMES)
+    outcomes["libmpi.so.40"] = "no answer within 300 s"
+    del outcomes["mpi4py.MPI"], outcomes["tensorrt_llm"]
+    found = {one.topic: one for one in check_loading(library_groups(IMAGE.get), outcomes)}
+    assert "no answer within 300 s" in found["MPI"].seen
+    outcomes["libmpi.so.40"] = None
+    found = {one.topic: one for one in check_loading(library_groups(IMAGE.get), outcomes)}
+    assert "mpi4py.MPI was not tried" in found["MPI"].seen
 
 
 def torch_says(version: str, cuda_version: str | None, *architectures: str) -> ProbeResult:
@@ -241,6 +357,7 @@ def made_up_machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setattr(examine, "own_requirements", lambda: ["click>=8.1"])
     monkeypatch.setattr(examine, "probe_openvino", lambda: ProbeResult(1, "", "not installed"))
     monkeypatch.setattr(examine, "probe_torch", lambda: torch)
+    monkeypatch.setattr(examine, "try_loading", dict.fromkeys)
     return installed
 
 
@@ -254,6 +371,7 @@ def test_container_with_two_5090s_serves_on_the_gpu(
     assert (report.device, report.can_serve) == (Device.GPU, True)
     topics = [finding.topic for finding in report.findings]
     gpu_topics = ["GPU driver", "GPU 0", "GPU 1", "GPU peers", "TensorRT-LLM", "torch"]
+    gpu_topics += ["CUDA", "TensorRT", "MPI", "importing TensorRT-LLM"]
     assert topics[topics.index("GPU driver") :][: len(gpu_topics)] == gpu_topics
 
 
@@ -264,6 +382,17 @@ def test_5090_without_tensorrt_llm_is_told_the_container(
     finding = next(one for one in report.findings if one.topic == "TensorRT-LLM")
     assert (report.device, finding.status) == (Device.CPU, Status.WARNING)
     assert CONTAINER in (finding.advice or "")
+
+
+def test_container_whose_tensorrt_does_not_load_serves_nothing(
+    made_up_machine: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up_machine.update({"click": "8.1", **IMAGE})
+    outcomes = {**dict.fromkeys(NAMES), "libnvinfer.so.10": ABSENT}
+    monkeypatch.setattr(examine, "try_loading", lambda names: outcomes)
+    report = examine.examine(tmp_path, 0)
+    assert not report.can_serve
+    assert [one.topic for one in report.findings if one.status is Status.FAILED] == ["TensorRT"]
 
 
 def test_every_line_that_is_not_in_order_has_its_mend(

@@ -9,6 +9,7 @@
 #   CACHE_DIR     checkpoints of the hub and TensorRT's timings            [~/.cache]
 #   READ_DIR      a folder of yours that the arguments name, read only     [none]
 #   HF_TOKEN      for gated models; handed on by name, never printed       [none]
+#   VERBOSE       1 shows what the libraries say, and tracebacks           [none]
 #
 # host.sh has IMAGE, GPUS and RUN_AS.
 set -euo pipefail
@@ -38,4 +39,4 @@ fi
 if [[ -n "${HF_TOKEN:-}" ]]; then
     flags+=(--env HF_TOKEN)
 fi
-exec docker "${flags[@]}" "${IMAGE}" build --output /srv/engines "$@"
+exec docker "${flags[@]}" "${IMAGE}" ${VERBOSE:+--verbose} build --output /srv/engines "$@"

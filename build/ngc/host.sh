@@ -1,10 +1,11 @@
 # shellcheck shell=bash
-# What build.sh and serve.sh share: whether this host can run the container, and the flags that a
-# container with a GPU needs. Sourced, never run.
+# What build.sh, serve.sh and first_run.sh share: whether this host can run the container, and the
+# flags that a container with a GPU needs. Sourced, never run.
 #
 #   IMAGE     what to run; made from this repository when it is absent  [deepinfer:tensorrt-llm]
 #   GPUS      which GPUs: "all", a number of them, or '"device=0,1"'    [all]
 #   RUN_AS    UID:GID of the processes and of what they write           [whoever calls]
+#   CONTAINER_NAME   what Docker calls the container                    [a name that it makes up]
 
 IMAGE="${IMAGE:-deepinfer:tensorrt-llm}"
 GPUS="${GPUS:-all}"
@@ -45,10 +46,13 @@ ensure_image() {
             "nvcr.io needs about 60 GB of disk; IMAGE=... names one that you have"
 }
 
-# Shared memory of the host and unlimited locked memory are what NCCL and MPI ask for; whoever has
-# no entry in the image's list of users still needs a home.
+# Shared memory of the host and unlimited locked memory are what NCCL and MPI ask for. Whoever has
+# no entry in the image's list of users still needs a home, and a name: torch asks for it.
 container_flags() {
     printf '%s\n' run --rm --init \
         --gpus "${GPUS}" --ipc=host --ulimit memlock=-1 --ulimit stack=67108864 \
         --user "${RUN_AS}" --env HOME=/tmp --env USER=deepinfer
+    if [[ -n "${CONTAINER_NAME:-}" ]]; then
+        printf '%s\n' --name "${CONTAINER_NAME}"
+    fi
 }

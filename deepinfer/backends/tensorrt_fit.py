@@ -20,7 +20,8 @@ def check_fit(
     """Raise EngineError or BackendError, in one line, when this machine cannot run `engine`."""
     manifest = engine.manifest
     fitting = _check_gpus(manifest, gpus)
-    release = require_release(version_of)
+    # Whether one that is not the checked one may be used is decided before: loading.py.
+    release = require_release(version_of, allow_untried=True)
     _check_driver(release, fitting[0])
     _check_tensorrt(manifest, version_of("tensorrt"))
     damage = next(find_damage(engine, with_digests=False), None)

@@ -86,6 +86,12 @@ class WishOption(click.Option):
     help="Allow what the library builds without listing it as supported.",
 )
 @click.option(
+    "--allow-untried-release",
+    is_flag=True,
+    default=None,
+    help="Build with another TensorRT-LLM than 1.2.1, the only release that is tested.",
+)
+@click.option(
     "--gather-logits",
     is_flag=True,
     default=None,
@@ -179,8 +185,14 @@ def _build(
     from deepinfer.compiler.build import build_engine, load_compiler
     from deepinfer.compiler.report import result_as_json, result_lines
     from deepinfer.compiler.source import fetch_weights
+    from deepinfer.trtllm_libraries import require_tensorrt
+    from deepinfer.trtllm_release import untried_warning
 
-    load_compiler(plan).read_versions(plan)  # before anything is downloaded
+    versions = load_compiler(plan).read_versions(plan)  # before anything is downloaded
+    if plan.backend == "tensorrt-llm":
+        if (warning := untried_warning(versions[plan.backend])) is not None:
+            click.echo(f"warning: {warning}", err=True)
+        require_tensorrt()
     progress = _make_progress()
     checkpoint = fetch_weights(checkpoint, progress, with_code=plan.trust_remote_code)
     result = build_engine(

@@ -82,6 +82,14 @@ class ConfigOption(click.Option):
 @click.option("--prompt-lookup", cls=ConfigOption, path="engine.prompt_lookup")
 @click.option("--draft-engine", cls=ConfigOption, path="engine.draft_engine")
 @click.option("--draft-tokens", cls=ConfigOption, path="engine.draft_tokens")
+@click.option(
+    "--allow-untried-release",
+    cls=ConfigOption,
+    path="engine.allow_untried_release",
+    is_flag=True,
+    flag_value="true",
+    default=None,
+)
 @click.option("--tool-format", cls=ConfigOption, path="engine.tool_format")
 @click.option("--log-level", cls=ConfigOption, path="logging.level")
 @click.option("--log-format", cls=ConfigOption, path="logging.format")
@@ -264,4 +272,5 @@ def _engine_options(config: ServeConfig, draft: EngineFolder | None) -> EngineOp
         prompt_lookup=config.engine.prompt_lookup,
         draft_engine=None if draft is None else str(draft.path),
         draft_tokens=config.engine.draft_tokens,
+        allow_untried_release=config.engine.allow_untried_release,
     )

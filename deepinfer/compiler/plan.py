@@ -39,7 +39,7 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # What is said about a plan, or happens to be free today, and decides nothing about the engine.
 UNDIGESTED = (
     *("name", "memory", "build", "choices", "warnings", "roofline"),
-    *("fitted_limits", "alternatives"),
+    *("fitted_limits", "alternatives", "allow_untried_release"),
 )
 
 
@@ -62,6 +62,7 @@ class BuildPlan(Record):
     num_parameters: int
     source_precision: str
     trust_remote_code: bool
+    allow_untried_release: bool = False  # of TensorRT-LLM
     backend: BackendName
     target: Target
     precision: str
@@ -182,6 +183,7 @@ def _make_plan(
         num_parameters=checkpoint.num_parameters,
         source_precision=checkpoint.precision,
         trust_remote_code=wishes.trust_remote_code,
+        allow_untried_release=wishes.allow_untried_release,
         backend=decided.backend,
         target=Target(
             kind="gpu" if device.kind == "gpu" else "cpu",

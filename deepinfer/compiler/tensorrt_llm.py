@@ -55,7 +55,8 @@ def read_versions(plan: BuildPlan) -> dict[str, str]:
     Raises BackendError when the library is not here or of a release without compiled engines, or
     when this machine has not the GPUs that the plan is for.
     """
-    versions = {"tensorrt-llm": require_release()}
+    release = require_release(allow_untried=plan.allow_untried_release)
+    versions = {"tensorrt-llm": release}
     found = {name: installed_version(name) for name in LIBRARIES}
     versions |= {name: version for name, version in found.items() if version is not None}
     gpus = read_gpus()

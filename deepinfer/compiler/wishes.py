@@ -63,6 +63,9 @@ class BuildWishes(BaseModel):
     experimental: bool = Field(
         False, description="Allow what the library builds without listing it as supported"
     )
+    allow_untried_release: bool = Field(
+        False, description="Build with another TensorRT-LLM than 1.2.1, the only tested release"
+    )
     gather_logits: bool = Field(
         False, description="Let an engine for a GPU give the log probabilities of alternatives"
     )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import signal
 
 from deepinfer.device import Cpu
 from deepinfer.doctor.finding import Finding, Status
-from deepinfer.doctor.process import ProbeResult, run_probe
+from deepinfer.process import ProbeResult, run_probe
 
 OPENVINO_MACHINES = ("x86_64", "aarch64")
 PROBE = """
@@ -26,9 +25,8 @@ def check_openvino(result: ProbeResult) -> Finding:
             topic, Status.OK, f"{answer['version']} loads; the CPU offers {capabilities}"
         )
     if result.exit_code < 0:
-        name = signal.Signals(-result.exit_code).name
         advice = "use a CPU or a virtual machine that has at least SSE4.2, better AVX2"
-        return Finding(topic, Status.FAILED, f"loading it crashes with {name}", advice)
+        return Finding(topic, Status.FAILED, f"loading it {result.failure}", advice)
     advice = "install openvino-genai again, in the version that DeepInfer asks for"
     return Finding(topic, Status.FAILED, f"does not load: {result.last_error_line}", advice)
 

@@ -1,7 +1,7 @@
 """Looking at this machine: the one place of the doctor that does, and that puts findings in order.
 
 Every check is a function of what was seen, so that it can be tried on made-up machines. The doctor
-changes nothing, and knows the backends' libraries only by name and version.
+changes nothing, and loads libraries in other processes only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ from deepinfer.doctor.engines import check_engines
 from deepinfer.doctor.finding import Device, Finding, Report, Status
 from deepinfer.doctor.gpu import check_gpus
 from deepinfer.doctor.libraries import check_libraries, own_requirements
-from deepinfer.doctor.nvidia import check_tensorrt_llm, check_torch, probe_torch
+from deepinfer.doctor.nvidia import (
+    check_loading,
+    check_tensorrt_llm,
+    check_torch,
+    library_groups,
+    probe_torch,
+    try_loading_groups,
+)
 from deepinfer.doctor.system import (
     check_disk,
     check_memory,
@@ -30,13 +37,18 @@ from deepinfer.doctor.system import (
     hub_cache_dir,
     measure_space,
 )
+from deepinfer.trtllm_libraries import try_loading
 from deepinfer.trtllm_release import installed_version
 
 NO_OPENVINO = Finding("OpenVINO", Status.OK, "not installed; engines run on the GPU")
 
 
 def examine(engine_dir: Path, port: int) -> Report:
-    """Look at this machine. Takes seconds, most of them to load libraries in other processes."""
+    """Look at this machine.
+
+    Takes seconds, or half a minute where TensorRT-LLM is, most of it to load libraries in other
+    processes.
+    """
     cpu, gpus = read_cpu(), query_gpus()
     device = choose_device(installed_version)
     total_bytes, available_bytes = read_memory()
@@ -70,3 +82,7 @@ def check_gpu_libraries(gpus: GpuReading, device: Device) -> Iterator[Finding]:
         yield check_tensorrt_llm(installed_version, device)
     if gpus.gpus and installed_version("torch"):
         yield check_torch(probe_torch(), gpus.gpus, device)
+    if gpus.gpus or device is Device.GPU:
+        groups = library_groups(installed_version)
+        outcomes = try_loading_groups(groups, installed_version, try_loading)
+        yield from check_loading(groups, outcomes, device)

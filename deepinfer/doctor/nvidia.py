@@ -1,24 +1,35 @@
-"""TensorRT-LLM, TensorRT and torch on a machine with a GPU: versions, and torch's kernels.
+"""TensorRT-LLM and the libraries below it on a machine with a GPU: versions, kernels, loading.
 
-Versions are read from metadata; only torch is loaded, in a process of its own, because nothing
-else tells for which GPUs it was compiled.
+Versions are read from metadata. What they cannot tell is tried in processes of their own: for
+which GPUs torch was compiled, and whether CUDA, TensorRT, MPI and TensorRT-LLM load.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from deepinfer.device import Gpu
 from deepinfer.doctor.finding import Device, Finding, Status, gpu_trouble
-from deepinfer.doctor.process import ProbeResult, run_probe
 from deepinfer.errors import BackendError
-from deepinfer.trtllm_release import CHECKED_VERSION, USE_CONTAINER, require_release
+from deepinfer.process import ProbeResult, run_probe
+from deepinfer.trtllm_libraries import (
+    CUDA_DRIVER_LIBRARY,
+    MPI_LIBRARY,
+    MPI_MODULE,
+    TENSORRT_LLM_MODULE,
+    TENSORRT_MODULE,
+    Load,
+    cuda_runtime_library,
+    find_tensorrt_version,
+    how_to_find,
+    missing_library,
+    tensorrt_libraries,
+)
+from deepinfer.trtllm_release import USE_CONTAINER, require_release
 
-# TensorRT's wheels carry CUDA's version in their names; the first that is installed counts.
-TENSORRT_NAMES = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
 TORCH_PROBE = """
 import json, torch
 print(json.dumps({
@@ -27,6 +38,25 @@ print(json.dumps({
     "architectures": torch.cuda.get_arch_list(),
 }))
 """
+GIVE_GPUS = "start the container with `--gpus all`; its host needs the NVIDIA Container Toolkit"
+# What cuInit returns (cuda.h), where there is more to say than its number.
+CUDA_ERRORS: dict[int, tuple[str, str | None]] = {
+    100: ("CUDA finds no GPU", GIVE_GPUS),
+    802: (
+        "the GPU is not ready yet",
+        "wait for NVIDIA's Fabric Manager, or start it: cards with NVSwitch need it",
+    ),
+    803: (
+        "the driver's kernel module and its libraries are of different versions",
+        "restart the machine",
+    ),
+    804: (
+        "a newer libcuda than the driver's is loaded, which this kind of card does not take",
+        "install driver 590 or later on the host, or take /usr/local/cuda/compat off "
+        "LD_LIBRARY_PATH and /etc/ld.so.conf.d",
+    ),
+}
+CUDA_ERROR = re.compile(r"cuInit returns (\d+)")
 ARCHITECTURE = re.compile(r"(?P<kind>sm|compute)_(?P<major>\d+)(?P<minor>\d)(?P<only>a?)f?")
 
 
@@ -45,13 +75,86 @@ def check_tensorrt_llm(
         version = require_release(version_of)
     except BackendError as error:
         return Finding(topic, gpu_trouble(device), error.message, error.hint)
-    tensorrt_version = next(filter(None, map(version_of, TENSORRT_NAMES)), None)
+    tensorrt_version = find_tensorrt_version(version_of)
     if tensorrt_version is None:
         return Finding(topic, gpu_trouble(device), f"{version}, without TensorRT", USE_CONTAINER)
-    seen = f"{version}, TensorRT {tensorrt_version}"
-    if version != CHECKED_VERSION:
-        seen += f"; DeepInfer is checked against {CHECKED_VERSION}"
-    return Finding(topic, Status.OK, seen)
+    return Finding(topic, Status.OK, f"{version}, TensorRT {tensorrt_version}")
+
+
+@dataclass(frozen=True)
+class LibraryGroup:
+    """Libraries and modules that are one finding, with what to do when they do not load."""
+
+    topic: str
+    names: tuple[str, ...]
+    advice: str
+
+
+def library_groups(version_of: Callable[[str], str | None]) -> tuple[LibraryGroup, ...]:
+    """What an installed TensorRT-LLM needs, in the order in which it is to be loaded."""
+    version = version_of("tensorrt-llm")
+    if version is None:
+        return ()
+    tensorrt_version = find_tensorrt_version(version_of)
+    return (
+        LibraryGroup("CUDA", (CUDA_DRIVER_LIBRARY, cuda_runtime_library(version)), GIVE_GPUS),
+        LibraryGroup(
+            "TensorRT", (TENSORRT_MODULE, *tensorrt_libraries(tensorrt_version)), USE_CONTAINER
+        ),
+        LibraryGroup(
+            "MPI",
+            (MPI_LIBRARY, MPI_MODULE),
+            f"{USE_CONTAINER}; elsewhere install Open MPI 4 and an mpi4py that is built for it",
+        ),
+        LibraryGroup(
+            "importing TensorRT-LLM",
+            (TENSORRT_LLM_MODULE,),
+            f"{USE_CONTAINER}; `python -c 'import {TENSORRT_LLM_MODULE}'` says all of it",
+        ),
+    )
+
+
+def try_loading_groups(
+    groups: Sequence[LibraryGroup], version_of: Callable[[str], str | None], load: Load
+) -> Mapping[str, str | None]:
+    """What went wrong with each library, or None; torch first, whose packages may bring CUDA."""
+    names = [name for group in groups for name in group.names]
+    return load(["torch", *names] if names and version_of("torch") else names)
+
+
+def check_loading(
+    groups: Sequence[LibraryGroup],
+    outcomes: Mapping[str, str | None],
+    device: Device = Device.CPU,
+) -> Iterator[Finding]:
+    """A finding for each group; TensorRT-LLM's own is left out when it fails for the others'."""
+    has_failed = False
+    for group in groups:
+        if has_failed and TENSORRT_LLM_MODULE in group.names:
+            continue
+        problem = next(filter(None, (_describe(name, outcomes) for name in group.names)), None)
+        if problem is None:
+            yield Finding(group.topic, Status.OK, f"{', '.join(group.names)} load")
+            continue
+        has_failed = True
+        seen, advice = problem
+        yield Finding(group.topic, gpu_trouble(device), seen, advice or group.advice)
+
+
+def _describe(name: str, outcomes: Mapping[str, str | None]) -> tuple[str, str | None] | None:
+    """What is wrong with a library, and what to do if that is known; None when it has loaded."""
+    if name not in outcomes:
+        return f"{name} was not tried, because one before it did not answer", None
+    error = outcomes[name]
+    if error is None:
+        return None
+    if (library := missing_library(error)) is not None:
+        seen = f"{name} does not load: the dynamic loader does not find {library}"
+        return seen, None if library == CUDA_DRIVER_LIBRARY else how_to_find(library)
+    if found := CUDA_ERROR.search(error):
+        words, advice = CUDA_ERRORS.get(int(found[1]), (error, None))
+        return f"CUDA does not start: {words}", advice
+    return f"{name} does not load: {error}", None
 
 
 def check_torch(result: ProbeResult, gpus: Sequence[Gpu], device: Device = Device.CPU) -> Finding:

@@ -72,7 +72,7 @@ REFUSED: dict[str, tuple[dict[str, object], dict[str, object], str, str]] = {
     "a TensorRT-LLM that lost its compiled engines": (
         {},
         {"installed": {"tensorrt-llm": "1.3.0rc22"}},
-        "TensorRT-LLM 1.3.0rc22 has no compiled engines; DeepInfer works with 1.0 to 1.3.0rc20",
+        "TensorRT-LLM 1.3.0rc22 has no compiled engines; DeepInfer works with 1.2.1",
         "nvcr.io/nvidia/tensorrt-llm/release:1.2.1",
     ),
     "a TensorRT-LLM from before the backend was a module": (

@@ -77,7 +77,7 @@ ERRORS: dict[str, tuple[str | None, dict[str, Any], str, str]] = {
     "no-model": (None, {}, "no model is given", "`--model <hub id | folder | sample>`"),
     "misspelt-key": ("precison: int8", {}, "unknown key `precison`", "did you mean `precision`?"),
     "flag-spelling": ("max-seq-len: 1", {}, "unknown key `max-seq-len`", "`max_seq_len`"),
-    "unknown-key": ("zzz: 1", {}, "unknown key `zzz`", "known are `backend`"),
+    "unknown-key": ("zzz: 1", {}, "unknown key `zzz`", "known are `allow_untried_release`"),
     "wrong-choice": ("precision: int9", {"model": "m"}, "`precision` must be", ""),
     "too-small": (None, {"model": "m", "max_batch_size": "0"}, "must be at least 1", ""),
     "no-gpus": (None, {"model": "m", "tensor_parallel_size": "0"}, "must be at least 1", ""),

@@ -31,6 +31,10 @@ REPOSITORY = Path(__file__).parent.parent.parent
 RTX_5090 = Card("NVIDIA GeForce RTX 5090", 32 * GIB, 31 * GIB, (12, 0))
 SECTIONS = ("classes", "enums", "surfaces", "errors")
 PACKAGES = ("tensorrt_llm", "tensorrt", "pynvml")
+LIBRARY_CHECK = (
+    "from tests.contract.double import machine as _machine\n\n"
+    "_machine.require_tensorrt_libraries()\n"
+)
 TENSORRT_VERSION = f"{recorded('versions')['tensorrt_series']}.1"
 
 
@@ -50,6 +54,8 @@ def make_double_root(
         f'print("{banner}")',
     ]
     lines["tensorrt"] = [f'__version__ = "{tensorrt_version}"']
+    for package in ("tensorrt_llm", "tensorrt"):
+        lines[package].insert(0, LIBRARY_CHECK)
     for home, content in lines.items():
         _write_package(folder, home, content)
     (folder / "pynvml.py").write_text(
@@ -69,6 +75,7 @@ def double_environment(
     *,
     driver_version: str = "580.126.20",
     cuda_version: int = 13000,
+    has_tensorrt_libraries: bool = True,
     assumptions: Mapping[str, bool] | None = None,
     request_fault_token: int | None = None,
     executor_fault_token: int | None = None,
@@ -81,7 +88,7 @@ def double_environment(
     A prompt that holds the fault token ends in RequestError, or takes the executor down; with
     `is_echo` answers repeat their prompt. `build_ending` names the signal that ends a build.
     """
-    machine = GpuMachine(tuple(cards), driver_version, cuda_version)
+    machine = GpuMachine(tuple(cards), driver_version, cuda_version, has_tensorrt_libraries)
     chosen = {
         REQUEST_FAULT_VARIABLE: request_fault_token,
         EXECUTOR_FAULT_VARIABLE: executor_fault_token,

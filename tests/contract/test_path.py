@@ -215,14 +215,86 @@ def test_truncated_rank_is_refused(engine: EngineFolder, root: Path) -> None:
     refuse(engine, Machine(root), "rank0.engine has 100 bytes")
 
 
-def refuse(engine: EngineFolder, machine: Machine, message: str) -> None:
-    """The server ends with one line and a hint, and never imported the library."""
+def refuse(engine: EngineFolder, machine: Machine, message: str) -> str:
+    """The server ends with one line and a hint, and never imported the library. Returns its log."""
     with starting(engine.path, environment=machine.environment) as server:
         assert server.wait() == 1
     (error,) = (line for line in server.log.splitlines() if line.startswith("error: "))
     assert message in error
     assert "\nhint: " in server.log and "Traceback" not in server.log
     assert BANNER not in server.log
+    return server.log
+
+
+# What a container is like whose process was not started by a shell: versions, and no libraries.
+WITHOUT_LIBRARIES = {"has_tensorrt_libraries": False}
+LOADER_WAYS_OUT = ("LD_LIBRARY_PATH", "ldconfig", "build/ngc/build.sh")
+
+
+def test_build_without_tensorrt_s_libraries_is_one_line(root: Path, tmp_path: Path) -> None:
+    machine = Machine(root, WITHOUT_LIBRARIES)
+    done = machine.run("build", "--model", "sample", "--output", str(tmp_path / "engines"))
+    assert done.returncode == 1
+    error, hint = done.stderr.splitlines()[-2:]
+    assert error.startswith("error: TensorRT cannot be loaded") and "libnvinfer.so.10" in error
+    assert hint.startswith("hint: ") and all(way in hint for way in LOADER_WAYS_OUT)
+    assert "Traceback" not in done.stderr and BANNER not in done.stdout + done.stderr
+
+
+def test_engine_without_tensorrt_s_libraries_is_refused(engine: EngineFolder, root: Path) -> None:
+    log = refuse(engine, Machine(root, WITHOUT_LIBRARIES), "libnvinfer.so.10")
+    (hint,) = (line for line in log.splitlines() if line.startswith("hint: "))
+    assert all(way in hint for way in LOADER_WAYS_OUT)
+
+
+def test_doctor_says_that_tensorrt_s_libraries_are_missing(root: Path, tmp_path: Path) -> None:
+    done = Machine(root, WITHOUT_LIBRARIES).run("doctor", "--json", "--engine-dir", str(tmp_path))
+    findings = {one["topic"]: one for one in json.loads(done.stdout)["findings"]}
+    assert "libnvinfer.so.10" in findings["TensorRT"]["seen"]
+    assert all(way in findings["TensorRT"]["advice"] for way in LOADER_WAYS_OUT)
+    assert findings["TensorRT-LLM"]["status"] == "ok"  # which is what its metadata says
+
+
+@pytest.fixture(scope="module")
+def untried(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """With a release that has compiled engines and that nothing is checked against."""
+    folder = tmp_path_factory.mktemp("untried")
+    return Machine(make_double_root(folder, tensorrt_llm_version="1.1.0"))
+
+
+def test_untried_release_builds_and_serves_only_for_who_allows_it(
+    untried: Machine, tmp_path: Path
+) -> None:
+    flags = ("build", "--model", "sample", "--output", str(tmp_path))
+    refused = untried.run(*flags)
+    assert refused.returncode == 1
+    error, hint = refused.stderr.splitlines()[-2:]
+    assert "1.2.1" in error and "1.1.0" in error
+    assert "--allow-untried-release" in hint
+    done = untried.run(*flags, "--allow-untried-release")
+    assert done.returncode == 0, done.stderr
+    assert "warning: TensorRT-LLM 1.1.0 is untried" in done.stderr
+    (folder,) = (path for path in tmp_path.iterdir() if not path.name.startswith("."))
+    refuse(read_engine(folder), untried, "works with TensorRT-LLM 1.2.1; 1.1.0 is installed")
+    with (
+        serving(folder, "--allow-untried-release", environment=untried.environment) as server,
+        client_of(server) as http,
+    ):
+        assert http.post("/v1/completions", json={"prompt": [5], "max_tokens": 3}).is_success
+        assert "TensorRT-LLM 1.1.0 is untried" in server.log
+
+
+def test_recipe_and_environment_allow_an_untried_release_as_well(
+    untried: Machine, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: sample\nallow_untried_release: true\n")
+    output = tmp_path / "engines"
+    done = untried.run("build", "--recipe", str(recipe), "--output", str(output))
+    assert done.returncode == 0, done.stderr
+    environment = {**untried.environment, "DEEPINFER_ENGINE_ALLOW_UNTRIED_RELEASE": "true"}
+    with serving(output, environment=environment) as server, client_of(server) as http:
+        assert http.get("/health").json()["status"] == "healthy"
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ class GpuMachine:
     cards: tuple[Card, ...] = ()
     driver_version: str = "580.126.20"
     cuda_version: int = 13000
+    has_tensorrt_libraries: bool = True  # on the search path of the dynamic loader
 
     def to_json(self) -> str:
         cards = [
@@ -31,19 +32,29 @@ class GpuMachine:
             }
             for card in self.cards
         ]
-        driver = {"driver_version": self.driver_version, "cuda_version": self.cuda_version}
-        return json.dumps({"cards": cards, **driver})
+        rest = {
+            "driver_version": self.driver_version,
+            "cuda_version": self.cuda_version,
+            "has_tensorrt_libraries": self.has_tensorrt_libraries,
+        }
+        return json.dumps({"cards": cards, **rest})
 
     @classmethod
     def from_json(cls, text: str) -> GpuMachine:
         content = json.loads(text)
         cards = [Card(**{**c, "capability": tuple(c["capability"])}) for c in content["cards"]]
-        return cls(tuple(cards), content["driver_version"], content["cuda_version"])
+        return cls(**{**content, "cards": tuple(cards)})
 
 
 def read_machine() -> GpuMachine:
     text = os.environ.get(MACHINE_VARIABLE)
     return GpuMachine() if text is None else GpuMachine.from_json(text)
+
+
+def require_tensorrt_libraries() -> None:
+    """What importing `tensorrt`, or anything above it, meets where its libraries are not found."""
+    if not read_machine().has_tensorrt_libraries:
+        raise ImportError(message("no_tensorrt_library"))
 
 
 def make_nvml() -> FakeNvml:
