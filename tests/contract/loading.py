@@ -42,6 +42,16 @@ def write_texts(folder: Path, column: str = "text") -> Path:
     return folder
 
 
+def write_code(folder: Path, kind: str, marks: Path) -> None:
+    """Have a folder's configuration name a Python file that appends to `marks` when it is run."""
+    name = "config.json" if kind == "AutoConfig" else "tokenizer_config.json"
+    config = read_json(folder / name)
+    config["auto_map"] = {kind: f"code_{kind}.Class"}
+    (folder / name).write_text(json.dumps(config), encoding="utf-8")
+    code = f"with open({str(marks)!r}, 'a') as file:\n    file.write({kind + ' '!r})\n"
+    (folder / f"code_{kind}.py").write_text(code, encoding="utf-8")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
