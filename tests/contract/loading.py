@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.contract.double.tokenizer import CODE_CLASS
 from tests.contract.installing import REPOSITORY, installed_double
 
 SAMPLE = REPOSITORY / "deepinfer" / "sample"
@@ -47,6 +48,8 @@ def write_code(folder: Path, kind: str, marks: Path) -> None:
     name = "config.json" if kind == "AutoConfig" else "tokenizer_config.json"
     config = read_json(folder / name)
     config["auto_map"] = {kind: f"code_{kind}.Class"}
+    if kind == "AutoTokenizer":
+        config["tokenizer_class"] = CODE_CLASS
     (folder / name).write_text(json.dumps(config), encoding="utf-8")
     code = f"with open({str(marks)!r}, 'a') as file:\n    file.write({kind + ' '!r})\n"
     (folder / f"code_{kind}.py").write_text(code, encoding="utf-8")

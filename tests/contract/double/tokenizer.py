@@ -17,6 +17,7 @@ SAVED_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+CODE_CLASS = "CodeTokenizer"  # a class that only a folder's own code has
 
 
 class TransformersTokenizer:
@@ -31,6 +32,8 @@ class TransformersTokenizer:
         self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         path = folder / "tokenizer_config.json"
         self._config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if self._config.get("tokenizer_class") == CODE_CLASS and not trusts_code:
+            raise ValueError(message("no_tokenizer_class", name=CODE_CLASS))
 
     @property
     def eos_token_id(self) -> int | None:
