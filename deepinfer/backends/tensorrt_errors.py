@@ -137,7 +137,8 @@ def is_dead_engine(error: BaseException) -> bool:
     texts = _texts(error)
     if any(_OF_XGRAMMAR.search(text) for text in texts):
         return False  # a client's grammar, quoted, may hold any words
-    return any(_DEAD_ENGINE.search(text) for text in texts)
+    # A trace has the names of functions that look for such errors, whatever was found.
+    return any(_DEAD_ENGINE.search(line) for text in texts for line in _message_lines(text))
 
 
 def ends_batch_on_grammar(error: BaseException) -> bool:
@@ -154,10 +155,13 @@ def grammar_fault(error: Exception) -> str | None:
 
 def describe(error: BaseException) -> str:
     """One line of what an exception says: no native trace below it, no place in the sources."""
-    text = str(error).partition("\nStack trace:")[0]
-    lines = [line.strip() for line in text.splitlines()]
-    said = [line for line in lines if line and not _BELOW.match(line)]
-    return _PLACE_BEHIND.sub("", said[-1]) if said else type(error).__name__
+    lines = _message_lines(str(error))
+    return _PLACE_BEHIND.sub("", lines[-1]) if lines else type(error).__name__
+
+
+def _message_lines(text: str) -> list[str]:
+    lines = [line.strip() for line in text.partition("\nStack trace:")[0].splitlines()]
+    return [line for line in lines if line and not _BELOW.match(line)]
 
 
 def _texts(error: BaseException | None) -> list[str]:

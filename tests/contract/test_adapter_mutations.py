@@ -211,7 +211,9 @@ MISTAKES = {
     ),
     "code in a payload is run": Mistake("settings", "if names_code:", "if False:"),
     "a broken GPU fails requests only": Mistake(
-        "errors", "return any(_DEAD_ENGINE.search(text) for text in texts)", "return False"
+        "errors",
+        "return any(_DEAD_ENGINE.search(line)",
+        "return False and any(_DEAD_ENGINE.search(line)",
     ),
     "a grammar's text is taken for the device's": Mistake(
         "errors", "if any(_OF_XGRAMMAR.search(text) for text in texts):", "if False:"
