@@ -149,8 +149,10 @@ def ends_batch_on_grammar(error: BaseException) -> bool:
 
 def grammar_fault(error: Exception) -> str | None:
     """What is wrong with a request's grammar; None where the error is about something else."""
-    line = describe(error)
-    return _INTRODUCED_PLACE.sub("", line) if _OF_GRAMMARS.search(line) else None
+    lines = _message_lines(str(error)) or [""]
+    if _OF_XGRAMMAR.match(lines[0]):  # the rest is what it quotes
+        return _INTRODUCED_PLACE.sub("", lines[0])
+    return _INTRODUCED_PLACE.sub("", lines[-1]) if _OF_GRAMMARS.search(lines[-1]) else None
 
 
 def describe(error: BaseException) -> str:

@@ -8,23 +8,25 @@ This is checked against the recorded interface of release 1.2.1; it has yet to r
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from deepinfer.backends.base import BackendFault, ReportPhase
 from deepinfer.backends.tensorrt_errors import describe, explain_load_error
 from deepinfer.backends.tensorrt_fit import check_fit
-from deepinfer.backends.tensorrt_reader import StreamReader
+from deepinfer.backends.tensorrt_reader import StreamReader, refused_chunk
 from deepinfer.backends.tensorrt_settings import (
     BuiltEngine,
     adapter_arguments,
+    find_grammar_fault,
     gathers_logits,
     grammar_arguments,
     load_arguments,
@@ -67,6 +69,7 @@ class TensorRtLlmBackend:
     _llm: Any
     _library: Library
     _reader: StreamReader
+    _refused: list[TokenChunk] = field(default_factory=list)  # before the library was asked
 
     @classmethod
     def load(
@@ -128,6 +131,12 @@ class TensorRtLlmBackend:
                 f"min_tokens {sampling.min_tokens} is more than max_tokens {sampling.max_tokens}",
                 param="min_tokens",
             )
+        grammar, parser = sampling.grammar, self._library.GrammarParser
+        if grammar is not None and parser is not None:
+            fault = find_grammar_fault(parser, grammar)
+            if fault is not None:
+                self._refused.append(refused_chunk(request.request_id, grammar, fault))
+                return
         stream = make_stream(request, self.manifest)
         try:
             params = self._sampling_params(stream)
@@ -151,11 +160,13 @@ class TensorRtLlmBackend:
         self._reader.start(stream, start)
 
     def cancel(self, request_id: str) -> None:
+        self._refused = [chunk for chunk in self._refused if chunk.request_id != request_id]
         self._reader.abort(request_id)
 
     def step(self) -> list[TokenChunk]:
+        refused, self._refused = self._refused, []
         self._reader.wait_for_aborted(CANCEL_WAIT_S)
-        return self._reader.take(STEP_WAIT_S)
+        return refused + self._reader.take(0 if refused else STEP_WAIT_S)
 
     def close(self) -> None:
         self._reader.close()
@@ -229,6 +240,7 @@ class Library:
     ContextChunkingPolicy: Any
     CppExecutorError: Any
     DynamicBatchConfig: Any
+    GrammarParser: Any  # xgrammar's class; None where it comes without its Python package
     GuidedDecodingParams: Any
     KvCacheConfig: Any
     LoraConfig: Any
@@ -256,6 +268,7 @@ class Library:
             ContextChunkingPolicy=llmapi.ContextChunkingPolicy,
             CppExecutorError=CppExecutorError,
             DynamicBatchConfig=llmapi.DynamicBatchConfig,
+            GrammarParser=_import_grammar_parser(),
             GuidedDecodingParams=llmapi.GuidedDecodingParams,
             KvCacheConfig=llmapi.KvCacheConfig,
             LoraConfig=LoraConfig,
@@ -264,6 +277,14 @@ class Library:
             SamplingParams=llmapi.SamplingParams,
             SchedulerConfig=llmapi.SchedulerConfig,
         )
+
+
+def _import_grammar_parser() -> Any:
+    try:
+        return importlib.import_module("xgrammar").Grammar
+    except Exception as error:  # whatever an import of native code may raise
+        logger.info("grammars are compiled untried: xgrammar cannot be imported: %s", error)
+        return None
 
 
 def find_executor_fault(llm: Any) -> str | None:

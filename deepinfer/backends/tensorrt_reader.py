@@ -28,7 +28,7 @@ from deepinfer.backends.tensorrt_errors import (
 )
 from deepinfer.backends.tensorrt_stream import TokenStream, merge_chunks
 from deepinfer.errors import InternalError
-from deepinfer.generation import FinishReason, TokenChunk
+from deepinfer.generation import FinishReason, Grammar, TokenChunk
 
 logger = logging.getLogger(__name__)
 
@@ -287,12 +287,7 @@ class StreamReader:
         fault = grammar_fault(error) if _awaits_grammar(tokens) else None
         if grammar is None or fault is None:
             return TokenChunk(name, finish_reason=FinishReason.ERROR, message=describe(error))
-        return TokenChunk(
-            name,
-            finish_reason=FinishReason.ERROR,
-            message=f"`{grammar.param}` is refused: {fault}",
-            refused_param=grammar.param,
-        )
+        return refused_chunk(name, grammar, fault)
 
     def _suspects_of(self, request_id: str, text: str) -> frozenset[str]:
         """Whose grammar may have ended the batch: the same for each request that it ended."""
@@ -319,6 +314,16 @@ class StreamReader:
             self._ready += self._arrived
             self._arrived = []
             self._changed.notify_all()
+
+
+def refused_chunk(request_id: str, grammar: Grammar, fault: str) -> TokenChunk:
+    """How a request ends whose grammar does not compile."""
+    return TokenChunk(
+        request_id,
+        finish_reason=FinishReason.ERROR,
+        message=f"`{grammar.param}` is refused: {fault}",
+        refused_param=grammar.param,
+    )
 
 
 def _awaits_grammar(tokens: TokenStream) -> bool:

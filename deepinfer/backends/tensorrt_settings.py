@@ -7,13 +7,14 @@ Every limit and every sampling default is spelled out: the library's own are not
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepinfer.backends.tensorrt_errors import describe
+from deepinfer.backends.tensorrt_errors import describe, grammar_fault
 from deepinfer.backends.tensorrt_stream import TokenStream
 from deepinfer.checkpoint import CONFIG_NAME, TOKENIZER_CONFIG_NAME
 from deepinfer.engine import Capacity, EngineOptions
@@ -23,6 +24,8 @@ from deepinfer.manifest import EngineFolder, EngineLimits, EngineManifest
 
 if TYPE_CHECKING:
     from deepinfer.backends.tensorrt_llm import Library
+
+logger = logging.getLogger(__name__)
 
 FREE_MEMORY_SHARE = 0.9  # of what the GPU has free once the engine is loaded
 CODE_MAP = "auto_map"  # of transformers: which of a folder's Python files to run for which class
@@ -299,6 +302,25 @@ def grammar_arguments(grammar: Grammar) -> dict[str, Any]:
     if grammar.kind == "json":
         return {"json_object": True}
     return {GUIDED_FIELDS[grammar.kind]: grammar.text}
+
+
+def find_grammar_fault(parser: Any, grammar: Grammar) -> str | None:
+    """What xgrammar's own parser says is wrong with a grammar; None where it takes it.
+
+    `parser` is its class `Grammar`. What the executor cannot parse ends all that runs beside it, so
+    it is not sent there.
+    """
+    kind, text = ("ebnf", grammar.ebnf) if grammar.ebnf else (grammar.kind, grammar.text)
+    parse = getattr(parser, f"from_{kind}", None)
+    if kind == "json" or parse is None:
+        return None
+    try:
+        parse(text)
+    except RuntimeError as error:
+        return grammar_fault(error)
+    except Exception as error:  # it is called in another way in that release
+        logger.debug("xgrammar does not say whether a grammar is right: %s", describe(error))
+    return None
 
 
 def _drawing_arguments(sampling: SamplingParams) -> dict[str, Any]:

@@ -73,7 +73,9 @@ def test_cause_of_an_error_is_looked_at_too(tmp_path: Path) -> None:
     [
         ("[1:2:3] /src/cpp/grammar_parser.cc:20: EBNF parser error", "EBNF parser error"),
         ("Invalid guided decoding parameters: x", "Invalid guided decoding parameters: x"),
+        ("[1:2:3] /src/cpp/json.cc:902: Unsupported type\nquoted", "Unsupported type"),
         ("CUDA runtime error: an illegal memory access was encountered", None),
+        ("", None),
     ],
 )
 def test_error_about_a_grammar_is_told_from_others(said: str, fault: str | None) -> None:

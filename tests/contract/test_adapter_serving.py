@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +31,7 @@ from deepinfer.manifest import EngineFolder, record_files, write_manifest
 from tests.building import BuildEngine
 from tests.contract.double.executor import ITERATION_VARIABLE
 from tests.contract.double.guided import REFUSED_MARK
+from tests.contract.double.record import message
 from tests.contract.installing import installed_double
 from tests.contract.loading import write_code
 
@@ -227,6 +230,41 @@ def test_grammars_of_which_one_is_wrong_are_interrupted_to_be_tried_alone(
         backend.add(ask("wrong again", grammar=WRONG))
         (refused,) = finish(backend, "wrong again")["wrong again"]
         assert refused.refused_param == "guided_grammar"
+
+
+class Parser:
+    """xgrammar's `Grammar`, as far as it is used: what it raises was seen of release 0.1.25."""
+
+    @staticmethod
+    def from_ebnf(text: str) -> None:
+        if REFUSED_MARK in text:
+            raise RuntimeError(message("grammar_parser"))
+
+    @staticmethod
+    def from_regex(text: str, newer: object) -> None:
+        raise AssertionError("it is called with one argument")
+
+
+def test_grammar_that_xgrammar_does_not_parse_is_not_sent_to_the_executor(
+    double_root: Path, engine: EngineFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "xgrammar", SimpleNamespace(Grammar=Parser))
+    with loaded(double_root, engine) as backend:
+        backend.add(ask("neighbour", max_tokens=40))
+        backend.add(ask("cancelled", grammar=WRONG))
+        backend.cancel("cancelled")
+        backend.add(ask("wrong", grammar=WRONG))
+        right = Grammar("json_schema", '{"type": "integer"}')
+        backend.add(ask("right", grammar=right, ignore_eos=False))
+        backend.add(ask("unknown", grammar=Grammar("regex", "[0-9]")))
+        ended = finish(backend, "neighbour", "wrong", "right", "unknown")
+        assert len(tokens(ended["neighbour"])) == 40
+        (refused,) = ended["wrong"]
+        assert refused.refused_param == "guided_grammar"
+        assert refused.message is not None and "not defined" in refused.message
+        assert ended["right"][-1].finish_reason is FinishReason.STOP
+        prompts = [request.sampling.guided_decoding for request in backend._llm._executor.received]
+        assert len([guide for guide in prompts if guide is not None]) == 2
 
 
 # The device or the executor
