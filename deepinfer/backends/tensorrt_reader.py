@@ -12,6 +12,7 @@ every output unanswered.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -146,8 +147,9 @@ class StreamReader:
         return merge_chunks(chunks)
 
     def close(self) -> None:
-        for request_id in list(self._streams):
-            self.abort(request_id)
+        future = asyncio.run_coroutine_threadsafe(self._end_all(), self._loop)
+        with contextlib.suppress(TimeoutError):  # what blocks the loop ends with the process
+            future.result(CALL_TIMEOUT_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(CALL_TIMEOUT_S)
         if not self._thread.is_alive():
@@ -227,6 +229,14 @@ class StreamReader:
             self._note_end(stream)
             if (fault := self._find_fault(error)) is not None:
                 self._note_fault(fault, error)
+
+    async def _end_all(self) -> None:
+        for request_id in list(self._streams):
+            self._abort(request_id)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _read(self, stream: _Stream) -> None:
         is_running = True

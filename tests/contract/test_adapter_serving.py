@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 import sys
@@ -317,6 +318,18 @@ def test_library_that_blocks_whoever_calls_it_is_a_fault_of_the_engine(
             backend.add(ask("untaken"))
             with pytest.raises(BackendFault, match="busy for 0.2 s with one call"):
                 backend.step()
+
+
+def test_backend_that_is_closed_leaves_no_request_to_be_read(
+    double_root: Path, engine: EngineFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    with loaded(double_root, engine, iteration_ms=SLOW_MS) as backend:
+        for name in ("running", "aborted"):
+            backend.add(ask(name, max_tokens=200))
+        backend.cancel("aborted")
+    del backend
+    gc.collect()  # which has asyncio log each task that still waits
+    assert [r.message for r in caplog.records if r.name == "asyncio"] == []
 
 
 def test_silence_while_the_engine_was_stopped_is_no_fault(
