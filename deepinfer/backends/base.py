@@ -3,9 +3,10 @@
 1. Token ids in, token ids out; chunks of one request come in order, and exactly the last has a
    finish reason. When that is STOP, the last token id is the EOS or stop token.
 2. `cancel` frees the request's part of the KV cache by the end of the next `step`.
-3. A fault of one request ends that request only, with a chunk whose reason is ERROR. A fault of the
-   whole backend is raised from `step` as BackendFault; the host then exits and is started again.
-   A backend that can get over it ends what it held with INTERRUPTED instead, to be added again.
+3. A fault of one request ends that request only, with a chunk whose reason is ERROR, whatever the
+   library raised. When the device or the library is gone, `step` raises BackendFault, also where
+   the library says nothing of it; the host then exits and is started again. A backend that can get
+   over it ends what it held with INTERRUPTED instead, to be added again.
 4. Idle costs no CPU: a backend works only inside `load`, `add` and `step`.
 5. A parameter that the library cannot honour is refused by `check`, by name, before the request is
    queued. Nothing is dropped or renamed.
@@ -39,7 +40,8 @@ class Backend(Protocol):
 
     @property
     def num_used_blocks(self) -> int:
-        """KV cache blocks that requests hold now, as the library itself counts them."""
+        """KV cache blocks that requests hold now: as the library counts them where it can be asked
+        at no cost, else by the lengths of their sequences."""
         ...
 
     def check(self, request: GenerationRequest) -> None:

@@ -1,7 +1,7 @@
-"""What TensorRT and TensorRT-LLM say when an engine does not load, in words that help.
+"""What TensorRT and TensorRT-LLM say when something fails, in words that help.
 
-Each row is a text of theirs, what it means, and the way out. Whatever is not known passes through,
-shortened to its last line. Of the errors of one request, those about its grammar are told apart.
+For engines that do not load: a text of theirs, what it means, and the way out. For engines that
+run: whether an exception means that the device is gone, or is about one request or its grammar.
 """
 
 from __future__ import annotations
@@ -101,26 +101,69 @@ def explain_load_error(error: Exception, manifest: EngineManifest) -> BackendErr
             reason, hint = explain(found, manifest)
             return BackendError(f"engine `{manifest.name}` cannot load: {reason}", hint=hint)
     return BackendError(
-        f"TensorRT-LLM cannot load engine `{manifest.name}`: {last_line(error)}",
+        f"TensorRT-LLM cannot load engine `{manifest.name}`: {describe(error)}",
         hint=f"check it with `deepinfer engines verify {manifest.name}`",
     )
 
 
-# What the library and the xgrammar within it say of a grammar that does not compile.
+# What says that the GPU, its driver's context or the executor is gone. The executor hands such
+# errors out request by request, and goes on taking requests that fail in the same way: a CUDA error
+# stays with the process that had it. What it calls an error in forward has ended a whole batch.
+_DEAD_ENGINE = re.compile(
+    r"CUDA (?:runtime |driver )?error|cudaError|CUDA_ERROR_|CUDA failure"
+    r"|illegal memory access|unspecified launch failure|device-side assert|misaligned address"
+    r"|uncorrectable ECC|\bXid\b|fallen off the bus|\b(?:CUBLAS|CUDNN)_STATUS_|cublas error"
+    r"|NCCL (?:error|failure)|\bnccl(?:Unhandled|Internal|System|Remote)\w*Error"
+    r"|MPI_ERR_|MPI_ABORT|executor worker|failed during generation"
+    r"|LLM is shutting down|shutdown called|encountered an error in forward",
+    re.IGNORECASE,
+)
+# The executor's words before the text of an exception in its loop.
+_INTRODUCTION = r"Encountered an error [\w ]+: "
+_IN_FORWARD = re.compile(r"Encountered an error in forward", re.IGNORECASE)
+# An exception of xgrammar begins with its time and place, "[20:47:47] /src/cpp/grammar.cc:550: ",
+# behind which it may quote a grammar. Those of the executor have their place at the end.
+_OF_XGRAMMAR = re.compile(rf"^(?:{_INTRODUCTION})?(?:\[[\d:]+\] )?/\S+\.cc:\d+: ")
 _OF_GRAMMARS = re.compile(r"(?i)guided decoding|grammar|ebnf|regex|json schema")
-_PLACE_IN_SOURCES = re.compile(r"^.*\.(?:cc|cpp|h):\d+:\s*")
+_INTRODUCED_PLACE = re.compile(rf"^(?:{_INTRODUCTION})?(?:.*\.(?:cc|cpp|h):\d+:\s*)?")
+# Lines below a message: "1       0x7f3ab738cce8 tensorrt_llm::batch_manager::... + 1320" of the
+# native side, and where pydantic explains its errors.
+_BELOW = re.compile(r"^(?:\d+\s+0x[0-9a-f]+\b|For further information visit)")
+_PLACE_BEHIND = re.compile(r"\s*\(/[^()]*:\d+\)$")
+
+
+def is_dead_engine(error: BaseException) -> bool:
+    """Whether the device or the executor is gone, whichever request is told so."""
+    texts = _texts(error)
+    if any(_OF_XGRAMMAR.search(text) for text in texts):
+        return False  # a client's grammar, quoted, may hold any words
+    # A trace has the names of functions that look for such errors, whatever was found.
+    return any(_DEAD_ENGINE.search(line) for text in texts for line in _message_lines(text))
+
+
+def ends_batch_on_grammar(error: BaseException) -> bool:
+    """Whether the executor has ended all that it ran since one request's grammar is wrong."""
+    text = str(error)
+    return bool(_IN_FORWARD.match(text) and _OF_XGRAMMAR.search(text))
 
 
 def grammar_fault(error: Exception) -> str | None:
     """What is wrong with a request's grammar; None where the error is about something else."""
-    line = last_line(error)
-    return _PLACE_IN_SOURCES.sub("", line) if _OF_GRAMMARS.search(line) else None
+    lines = _message_lines(str(error)) or [""]
+    if _OF_XGRAMMAR.match(lines[0]):  # the rest is what it quotes
+        return _INTRODUCED_PLACE.sub("", lines[0])
+    return _INTRODUCED_PLACE.sub("", lines[-1]) if _OF_GRAMMARS.search(lines[-1]) else None
 
 
-def last_line(error: BaseException) -> str:
-    """What an exception says, without the trace that the native side prints above it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def describe(error: BaseException) -> str:
+    """One line of what an exception says: no native trace below it, no place in the sources."""
+    lines = _message_lines(str(error))
+    return _PLACE_BEHIND.sub("", lines[-1]) if lines else type(error).__name__
+
+
+def _message_lines(text: str) -> list[str]:
+    lines = [line.strip() for line in text.partition("\nStack trace:")[0].splitlines()]
+    return [line for line in lines if line and not _BELOW.match(line)]
 
 
 def _texts(error: BaseException | None) -> list[str]:

@@ -7,13 +7,16 @@ Every limit and every sampling default is spelled out: the library's own are not
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepinfer.backends.tensorrt_errors import last_line
+from deepinfer.backends.tensorrt_errors import describe, grammar_fault
 from deepinfer.backends.tensorrt_stream import TokenStream
+from deepinfer.checkpoint import CONFIG_NAME, TOKENIZER_CONFIG_NAME
 from deepinfer.engine import Capacity, EngineOptions
 from deepinfer.errors import EngineError
 from deepinfer.generation import GenerationRequest, Grammar, LoraAdapter, SamplingParams
@@ -22,8 +25,11 @@ from deepinfer.manifest import EngineFolder, EngineLimits, EngineManifest
 if TYPE_CHECKING:
     from deepinfer.backends.tensorrt_llm import Library
 
+logger = logging.getLogger(__name__)
+
 FREE_MEMORY_SHARE = 0.9  # of what the GPU has free once the engine is loaded
-MAX_BUFFERED_STATS = 100  # iterations; each step reads what there is
+CODE_MAP = "auto_map"  # of transformers: which of a folder's Python files to run for which class
+CODE_NAMING_FILES = (CONFIG_NAME, TOKENIZER_CONFIG_NAME)
 DYNAMIC_BATCH_WINDOW = 128  # iterations, as trtllm-serve sets it
 GUIDED_FIELDS = {"json_schema": "json", "regex": "regex", "ebnf": "grammar"}
 SEED_MASK = (1 << 64) - 1  # the executor's seeds are unsigned
@@ -53,17 +59,19 @@ def plan_capacity(manifest: EngineManifest, options: EngineOptions) -> Capacity:
 
 
 def measured_capacity(
-    manifest: EngineManifest, built: BuiltEngine, planned: Capacity, stats: dict[str, Any]
+    manifest: EngineManifest, built: BuiltEngine, planned: Capacity, stats: Mapping[str, Any]
 ) -> Capacity:
     """What the executor allotted, where that is less than planned.
 
-    Raises EngineError when it is too little for one sequence of the longest length.
+    Raises EngineError when it is too little for one sequence of the longest length, and KeyError,
+    TypeError or ValueError when `stats` does not say how much it is.
     """
     cache = stats["kvCacheStats"]
+    num_blocks, tokens_per_block = int(cache["maxNumBlocks"]), int(cache["tokensPerBlock"])
+    if num_blocks < 1 or tokens_per_block < 1:
+        raise ValueError(f"a KV cache of {num_blocks} blocks of {tokens_per_block} tokens")
     capacity = Capacity(
-        planned.max_batch_size,
-        min(planned.num_blocks, int(cache["maxNumBlocks"])),
-        int(cache["tokensPerBlock"]),
+        planned.max_batch_size, min(planned.num_blocks, num_blocks), tokens_per_block
     )
     num_tokens = int(cache["maxNumBlocks"]) * capacity.tokens_per_block
     longest = executor_seq_len(built, num_tokens, capacity.tokens_per_block)
@@ -95,8 +103,12 @@ def load_arguments(
     built: BuiltEngine,
     options: EngineOptions,
     planned: Capacity,
+    tokenizer_dir: Path,
 ) -> dict[str, Any]:
-    """The keywords for loading an engine; nothing that decides its behaviour is left unsaid."""
+    """The keywords for loading an engine; nothing that decides its behaviour is left unsaid.
+
+    `tokenizer_dir` is what `write_plain_tokenizer` has filled; it is read while the engine loads.
+    """
     manifest = engine.manifest
     settings = manifest.backend.settings
     fraction = options.kv_cache_fraction or FREE_MEMORY_SHARE
@@ -106,8 +118,8 @@ def load_arguments(
         max_tokens += planned.tokens_per_block
     arguments = {
         "model": str(engine.payload_dir),
-        "tokenizer": str(engine.tokenizer_dir),  # guided decoding needs one; text stays outside
-        "trust_remote_code": manifest.model.trust_remote_code,
+        "tokenizer": str(tokenizer_dir),  # guided decoding needs one; text stays outside
+        "trust_remote_code": False,  # whatever was trusted when it was built, serving needs no code
         "tensor_parallel_size": manifest.parallelism.tensor_parallel_size,
         "pipeline_parallel_size": manifest.parallelism.pipeline_parallel_size,
         "kv_cache_config": library.KvCacheConfig(
@@ -127,7 +139,6 @@ def load_arguments(
         "enable_chunked_prefill": bool(settings["chunked_prefill"]),
         "gather_generation_logits": gathers_logits(manifest),
         "guided_decoding_backend": "xgrammar",
-        "iter_stats_max_iterations": MAX_BUFFERED_STATS,
         **built.limits.model_dump(),
     }
     if manifest.lora is not None:
@@ -139,8 +150,55 @@ def load_arguments(
             max_loras=manifest.lora.max_loras,
             max_cpu_loras=manifest.lora.max_loras,
         )
+    return arguments
+
+
+def process_environment(manifest: EngineManifest) -> dict[str, str]:
+    """Variables of the engine process, to be set before the library is imported.
+
+    It reads some while it is imported, and the processes that MPI starts for it have the
+    environment of that moment.
+    """
+    settings = manifest.backend.settings
     nccl = {name: str(value) for name, value in settings.items() if name.startswith("NCCL_")}
-    return arguments | ({"env_overrides": nccl} if nccl else {})
+    # Whatever serving needs lies in the engine; and for an engine's folder the library asks the Hub
+    # for a model called `None`.
+    return nccl | {"HF_HUB_OFFLINE": "1"}
+
+
+def write_plain_tokenizer(engine: EngineFolder, folder: Path) -> None:
+    """Fill `folder` with what the library may load of `tokenizer/`: links, and no code.
+
+    The library compiles grammars for the tokenizer's vocabulary, and needs `tokenizer.json` for
+    that. An engine's folder comes from anywhere, and transformers runs the code that it names.
+    Raises EngineError when it is damaged.
+    """
+    configs: dict[str, dict[str, Any]] = {}
+    for file in engine.tokenizer_dir.iterdir():
+        if file.name in CODE_NAMING_FILES:
+            configs[file.name] = _read_json(file)
+        elif file.is_file() and file.suffix != ".py":
+            (folder / file.name).symlink_to(file.resolve())
+    code = {name: config.pop(CODE_MAP, None) or {} for name, config in configs.items()}
+    tokenizer = configs.get(TOKENIZER_CONFIG_NAME, {})
+    has_class = "tokenizer_class" in tokenizer
+    if "AutoTokenizer" in code.get(TOKENIZER_CONFIG_NAME, {}) or (
+        any(code.values()) and not has_class
+    ):
+        # The class that belongs to it is code; this one does what tokenizer.json says.
+        configs[TOKENIZER_CONFIG_NAME] = tokenizer | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    for name, config in configs.items():
+        (folder / name).write_text(json.dumps(config), encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise EngineError(
+            f"`{path}` cannot be read: {describe(error)}",
+            hint="rebuild the engine with `deepinfer build --force`",
+        ) from error
 
 
 def gathers_logits(manifest: EngineManifest) -> bool:
@@ -161,18 +219,24 @@ class BuiltEngine:
 def read_built_engine(engine: EngineFolder) -> BuiltEngine:
     """Read `payload/config.json`. Raises EngineError when it is damaged."""
     manifest = engine.manifest
-    path = engine.payload_dir / "config.json"
+    path = engine.payload_dir / CONFIG_NAME
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         built = config["build_config"]
         limits = EngineLimits(**{name: built[name] for name in EngineLimits.model_fields})
         vocab_size = int(config["pretrained_config"]["vocab_size"])
         lora = (built.get("lora_config") or {}).get("lora_target_modules") or ()
+        names_code = CODE_MAP in config
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EngineError(
-            f"`{path}` does not say how the engine was built: {last_line(error)}",
+            f"`{path}` does not say how the engine was built: {describe(error)}",
             hint="rebuild the engine with `deepinfer build --force`",
         ) from error
+    if names_code:  # which no build writes, and the library would run whatever it is told
+        raise EngineError(
+            f"`{path}` names Python code to run (`{CODE_MAP}`); an engine has none",
+            hint="do not serve this folder; build the engine yourself",
+        )
     ranks = manifest.parallelism.tensor_parallel_size
     served = {
         # The library counts no padding, so it keeps no limit of its own on the prompt's length.
@@ -262,6 +326,25 @@ def grammar_arguments(grammar: Grammar) -> dict[str, Any]:
     if grammar.kind == "json":
         return {"json_object": True}
     return {GUIDED_FIELDS[grammar.kind]: grammar.text}
+
+
+def find_grammar_fault(parser: Any, grammar: Grammar) -> str | None:
+    """What xgrammar's own parser says is wrong with a grammar; None where it takes it.
+
+    `parser` is its class `Grammar`. What the executor cannot parse ends all that runs beside it, so
+    it is not sent there.
+    """
+    kind, text = ("ebnf", grammar.ebnf) if grammar.ebnf else (grammar.kind, grammar.text)
+    parse = getattr(parser, f"from_{kind}", None)
+    if kind == "json" or parse is None:
+        return None
+    try:
+        parse(text)
+    except RuntimeError as error:
+        return grammar_fault(error)
+    except Exception as error:  # it is called in another way in that release
+        logger.debug("xgrammar does not say whether a grammar is right: %s", describe(error))
+    return None
 
 
 def _drawing_arguments(sampling: SamplingParams) -> dict[str, Any]:

@@ -41,6 +41,11 @@ class TokenStream:
     _last_id: int | None = field(default=None)
 
     @property
+    def num_total(self) -> int:
+        """Tokens of the sequence, its prompt's included."""
+        return len(self.request.prompt_token_ids) + self.num_emitted
+
+    @property
     def has_log_probs(self) -> bool:
         return self.request.sampling.num_log_probs is not None
 

@@ -85,6 +85,7 @@ def compile_checkpoint(
     write_tokenizer(checkpoint, folder / TOKENIZER_DIR, plan.trust_remote_code)
     # The workers of several GPUs get the environment that MPI finds when it is imported.
     os.environ.update(settings.nccl_env)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # all of the checkpoint is here
     os.environ.setdefault("TLLM_LOG_LEVEL", "INFO")
     with progress.phase("load", "TensorRT-LLM"):
         library = Library.load()

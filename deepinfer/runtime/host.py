@@ -261,13 +261,20 @@ class EngineHost:
         for request in admitted:
             try:
                 self._backend.add(request)
-            except DeepInferError as error:
-                logger.warning("request %s: %s", request.request_id, error.message)
+            except BackendFault:
+                raise
+            except Exception as error:  # whatever a library raises here is about this request
+                if isinstance(error, DeepInferError):
+                    message = error.message
+                    logger.warning("request %s: %s", request.request_id, message)
+                else:
+                    message = "the engine could not start the request"
+                    logger.exception("request %s: %s", request.request_id, message)
                 self._deliver(
                     TokenChunk(
                         request_id=request.request_id,
                         finish_reason=FinishReason.ERROR,
-                        message=error.message,
+                        message=message,
                     )
                 )
 

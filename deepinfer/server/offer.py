@@ -109,11 +109,6 @@ def _announce(offered: OfferedEngine, adapters: Sequence[str]) -> None:
     )
     if adapters:
         logger.info("engine `%s` answers to %s with adapters", manifest.name, _list_names(adapters))
-    if manifest.model.trust_remote_code:
-        logger.warning(
-            "engine `%s` was built with --trust-remote-code: code of its checkpoint may run in it",
-            manifest.name,
-        )
 
 
 def _keep_aliases(config: ServeConfig, asked: str, first: str) -> tuple[str, ...]:

@@ -36,10 +36,9 @@ PROMPT_IDS = range(10, 200)
 OTHER_WAY = {
     "end_id_stays_in_token_ids": True,
     "min_tokens_holds_back_stop_ids": True,
-    "logits_of_stop_token_are_kept": False,
     "idle_executor_writes_statistics": True,
     "unseeded_requests_repeat": False,
-    "grammar_errors_are_introduced": False,
+    "grammar_errors_end_the_batch": False,
 }
 LIBRARIES: dict[str, tuple[str, dict[str, bool]]] = {
     "openvino": ("openvino", {}),

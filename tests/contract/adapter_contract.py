@@ -1,11 +1,14 @@
 """What the adapter must get out of the library: build, load and generate on the double, and look.
 
 `check_contract` runs the compiler and the backend that it is given and fails when anything that
-they should have said did not arrive. The mutation check runs it on damaged copies of both.
+they should have said did not arrive; `check_faults` lets things fail, and fails when more ends than
+should. The mutation check runs them on damaged copies of the adapter.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,22 +18,36 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from deepinfer.backends.base import BackendFault
 from deepinfer.checkpoint import Checkpoint
 from deepinfer.compiler.plan import BuildPlan
 from deepinfer.compiler.progress import Progress
 from deepinfer.engine import EngineOptions
+from deepinfer.errors import EngineError
 from deepinfer.generation import (
     FinishReason,
     GenerationRequest,
     Grammar,
     LoraAdapter,
     SamplingParams,
+    TokenChunk,
 )
-from deepinfer.manifest import PAYLOAD_DIR, EngineFolder, LoraLimits
+from deepinfer.manifest import PAYLOAD_DIR, EngineFolder, LoraLimits, record_files
+from tests.contract.double.executor import (
+    BAD_OUTPUT_VARIABLE,
+    ITERATION_VARIABLE,
+    STICKY_FAULT_VARIABLE,
+    WORKER_DEATH_VARIABLE,
+)
+from tests.contract.double.guided import REFUSED_MARK
+from tests.contract.installing import take_modules
+from tests.contract.loading import write_code
 
 KV_CACHE_FRACTION = 0.5
 DEADLINE_S = 5.0  # for a request of some milliseconds
 NCCL = {"NCCL_P2P_DISABLE": "1"}
+FAULT_TOKEN = "99"
+GREEDY = SamplingParams(max_tokens=6, temperature=0)
 SAMPLED = SamplingParams(
     max_tokens=6,
     temperature=0.5,
@@ -65,7 +82,7 @@ def check_contract(compiler: ModuleType, backend: ModuleType, build: Build) -> N
 def check_build(compiler: ModuleType, build: Build) -> None:
     versions = compiler.read_versions(build.plan)
     assert {"tensorrt-llm", "tensorrt", "cuda", "driver"} <= versions.keys()
-    with tempfile.TemporaryDirectory() as name, _seen_models() as seen:
+    with tempfile.TemporaryDirectory() as name, _not_imported_yet(), _seen_models() as seen:
         folder = Path(name)
         compiler.compile_checkpoint(build.plan, build.checkpoint, folder, Progress(_Null()))
         payload = sorted(path.name for path in (folder / PAYLOAD_DIR).iterdir())
@@ -73,6 +90,7 @@ def check_build(compiler: ModuleType, build: Build) -> None:
         assert not (folder / ".work").exists()
         assert Path(seen[0][0].args.workspace) == folder / ".work"
     ((llm, received),) = seen
+    _check_worker_environment(llm)
     assert build.plan.limits.model_dump().keys() <= llm.received_keywords.keys()
     _check_build_arguments(llm.args, build.plan)
     _check_smoke_request(received, build)
@@ -133,13 +151,97 @@ def _check_smoke_request(received: list[Any], build: Build) -> None:
 
 
 def check_serving(backend: ModuleType, build: Build) -> None:
-    options = EngineOptions(kv_cache_fraction=KV_CACHE_FRACTION)
-    loaded = backend.TensorRtLlmBackend.load(build.engine, options, lambda *_: None)
-    try:
+    with _loaded(backend, build.engine) as loaded:
         _check_load_arguments(loaded._llm, loaded, build.engine)
         _check_requests(loaded, build.engine)
+        assert loaded._llm.num_stats_calls == 1
+
+
+def check_faults(backend: ModuleType, build: Build) -> None:
+    """What fails one request, and what fails the engine."""
+    _check_bad_output(backend, build)
+    _check_wrong_grammar(backend, build)
+    for variable in (STICKY_FAULT_VARIABLE, WORKER_DEATH_VARIABLE):
+        with _loaded(backend, build.engine, **{variable: FAULT_TOKEN}) as loaded:
+            loaded.add(_request("deadly", GREEDY, FAULT_TOKEN))
+            try:
+                _finish(loaded, "deadly")
+            except BackendFault as fault:
+                assert "0x" not in fault.message, "the last line of a trace"
+                continue
+            raise AssertionError("a dead engine goes on")
+    _check_code_in_payload(backend, build)
+
+
+def _check_bad_output(backend: ModuleType, build: Build) -> None:
+    variables = {BAD_OUTPUT_VARIABLE: FAULT_TOKEN, ITERATION_VARIABLE: "10"}
+    with _loaded(backend, build.engine, **variables) as loaded:
+        lasting = {"temperature": 0, "ignore_eos": True}
+        loaded.add(_request("neighbour", SamplingParams(max_tokens=60, **lasting)))
+        loaded.add(_request("bad", SamplingParams(max_tokens=50, **lasting), FAULT_TOKEN))
+        ended = _finish(loaded, "neighbour", "bad")
+        assert ended["neighbour"].finish_reason is FinishReason.LENGTH
+        assert ended["bad"].finish_reason is FinishReason.ERROR
+        bad = loaded._llm._executor.received[-1]
+        assert len(bad.sequences[0].token_ids) < 50, "the library was not told to end it"
+
+
+def _check_wrong_grammar(backend: ModuleType, build: Build) -> None:
+    with _loaded(backend, build.engine, **{ITERATION_VARIABLE: "5"}) as loaded:
+        loaded.add(_request("neighbour", SamplingParams(max_tokens=200, temperature=0)))
+        while not loaded.step():
+            pass
+        wrong = Grammar("ebnf", f'root ::= "CUDA error" b  {REFUSED_MARK}', param="grammar")
+        loaded.add(_request("wrong", SamplingParams(max_tokens=4, grammar=wrong)))
+        ended = _finish(loaded, "neighbour", "wrong")
+        assert ended["neighbour"].finish_reason is FinishReason.INTERRUPTED
+        assert ended["wrong"].refused_param == "grammar"
+
+
+def _check_code_in_payload(backend: ModuleType, build: Build) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(shutil.copytree(build.engine.path, Path(name) / "engine"))
+        write_code(path / PAYLOAD_DIR, "AutoConfig", Path(name) / "marks")
+        manifest = build.engine.manifest.model_copy(update={"files": record_files(path)})
+        engine = EngineFolder(path=path, manifest=manifest)
+        try:
+            with _loaded(backend, engine):
+                pass
+        except EngineError:
+            assert not (Path(name) / "marks").exists()
+            return
+        raise AssertionError("an engine that names code is loaded")
+
+
+def _check_worker_environment(llm: Any) -> None:
+    assert NCCL.items() <= llm.worker_environment.items(), "set before the import"
+    assert llm.worker_environment["HF_HUB_OFFLINE"] == "1"
+
+
+@contextmanager
+def _not_imported_yet(**variables: str) -> Iterator[None]:
+    """As in a process that has not imported the library; the environment is put back."""
+    environment = dict(os.environ)
+    take_modules()
+    for name in (*NCCL, "HF_HUB_OFFLINE"):
+        os.environ.pop(name, None)
+    os.environ.update(variables)
+    try:
+        yield
     finally:
-        loaded.close()
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+@contextmanager
+def _loaded(backend: ModuleType, engine: EngineFolder, **variables: str) -> Iterator[Any]:
+    options = EngineOptions(kv_cache_fraction=KV_CACHE_FRACTION)
+    with _not_imported_yet(**variables):
+        loaded = backend.TensorRtLlmBackend.load(engine, options, lambda *_: None)
+        try:
+            yield loaded
+        finally:
+            loaded.close()
 
 
 def _check_load_arguments(llm: Any, loaded: Any, engine: EngineFolder) -> None:
@@ -150,8 +252,10 @@ def _check_load_arguments(llm: Any, loaded: Any, engine: EngineFolder) -> None:
     for name in ("max_batch_size", "max_num_tokens", "max_seq_len", "max_beam_width"):
         assert getattr(executor, name) == getattr(limits, name), name
     assert args.tensor_parallel_size == args.pipeline_parallel_size == 1
+    assert engine.manifest.model.trust_remote_code, "and yet nothing is trusted here"
     assert args.trust_remote_code is False
-    assert str(args.tokenizer) == str(engine.tokenizer_dir)
+    tokenizer_dir = Path(str(args.tokenizer))
+    assert tokenizer_dir not in engine.tokenizer_dir.parents and not tokenizer_dir.exists()
     cache = args.kv_cache_config
     assert cache.free_gpu_memory_fraction == KV_CACHE_FRACTION
     assert cache.max_tokens == limits.max_batch_size * limits.max_seq_len
@@ -166,8 +270,7 @@ def _check_load_arguments(llm: Any, loaded: Any, engine: EngineFolder) -> None:
     assert args.enable_chunked_prefill is True
     assert args.guided_decoding_backend == "xgrammar"
     assert args.gather_generation_logits is True
-    assert args.iter_stats_max_iterations == 100
-    assert args.env_overrides == NCCL
+    _check_worker_environment(llm)
     lora = engine.manifest.lora
     assert lora is not None and args.enable_lora is True
     _check_lora_config(args.lora_config, lora)
@@ -225,9 +328,7 @@ def _run(loaded: Any, sampling: SamplingParams, adapter: LoraAdapter | None = No
 
     The double knows no regular expressions and refuses them, which is an answer here as well.
     """
-    asked = GenerationRequest(
-        request_id="r", prompt_token_ids=(20, 21), sampling=sampling, adapter=adapter
-    )
+    asked = _request("r", sampling, adapter=adapter)
     loaded.check(asked)
     loaded.add(asked)
     chunks = []
@@ -238,15 +339,39 @@ def _run(loaded: Any, sampling: SamplingParams, adapter: LoraAdapter | None = No
         assert loaded.num_used_blocks in (0, 1)
     is_refused = chunks[-1].finish_reason is FinishReason.ERROR
     assert not is_refused or sampling.grammar is not None, chunks[-1].message
+    if sampling.num_log_probs is not None:
+        ended_by_eos = chunks[-1].finish_reason is FinishReason.STOP
+        num_tokens = sum(len(chunk.token_ids) for chunk in chunks)
+        num_scores = sum(len(chunk.log_probs) for chunk in chunks)
+        assert num_scores in (num_tokens, num_tokens - ended_by_eos)
     request = loaded._llm._executor.received[-1]
     assert request.is_streaming
     return request.sampling
 
 
+def _request(
+    name: str, sampling: SamplingParams, *prompt: str, adapter: LoraAdapter | None = None
+) -> GenerationRequest:
+    prompt_token_ids = tuple(map(int, prompt)) or (20, 21)
+    return GenerationRequest(
+        request_id=name, prompt_token_ids=prompt_token_ids, sampling=sampling, adapter=adapter
+    )
+
+
+def _finish(loaded: Any, *names: str) -> dict[str, TokenChunk]:
+    """The last chunk of each request."""
+    ended: dict[str, TokenChunk] = {}
+    deadline = time.monotonic() + DEADLINE_S
+    while len(ended) < len(names):
+        assert time.monotonic() < deadline, "a request does not end"
+        ended |= {c.request_id: c for c in loaded.step() if c.finish_reason is not None}
+    return ended
+
+
 @contextmanager
 def _seen_models() -> Iterator[list[tuple[Any, list[Any]]]]:
     """Every LLM that a build makes, and the requests that its executor got."""
-    from tensorrt_llm._tensorrt_engine import LLM
+    from tests.contract.double.llm import LLM  # the package itself is not imported yet
 
     seen: list[tuple[Any, list[Any]]] = []
     build_model = LLM._build_model

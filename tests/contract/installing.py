@@ -15,12 +15,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from tests.contract.double.building import BUILD_ENDING_VARIABLE
 from tests.contract.double.executor import (
+    BAD_OUTPUT_VARIABLE,
     EXECUTOR_FAULT_VARIABLE,
     ITERATION_VARIABLE,
     REQUEST_FAULT_VARIABLE,
+    STATISTICS_FAULT_VARIABLE,
+    STICKY_FAULT_VARIABLE,
+    WORKER_DEATH_VARIABLE,
 )
 from tests.contract.double.machine import MACHINE_VARIABLE, GpuMachine
 from tests.contract.double.record import ASSUMPTIONS_VARIABLE, entries, recorded
@@ -52,6 +57,8 @@ def make_double_root(
         "bind_to_stdout()",
         f'__version__ = "{tensorrt_llm_version}"',
         f'print("{banner}")',
+        "from tests.contract.double.environment import note_import",
+        "note_import()",
     ]
     lines["tensorrt"] = [f'__version__ = "{tensorrt_version}"']
     for package in ("tensorrt_llm", "tensorrt"):
@@ -79,19 +86,28 @@ def double_environment(
     assumptions: Mapping[str, bool] | None = None,
     request_fault_token: int | None = None,
     executor_fault_token: int | None = None,
+    sticky_fault_token: int | None = None,
+    worker_death_token: int | None = None,
+    bad_output_token: int | None = None,
+    statistics_fault: str | None = None,
     iteration_ms: float | None = None,
     is_echo: bool = False,
     build_ending: str | None = None,
 ) -> dict[str, str]:
     """Variables for a child process, to be added to its own. Every one of the double is set.
 
-    A prompt that holds the fault token ends in RequestError, or takes the executor down; with
-    `is_echo` answers repeat their prompt. `build_ending` names the signal that ends a build.
+    A prompt that holds a token of those does what double/executor.py says of its variable; with
+    `is_echo` answers repeat their prompt. `build_ending` names the signal that ends a
+    build.
     """
     machine = GpuMachine(tuple(cards), driver_version, cuda_version, has_tensorrt_libraries)
     chosen = {
         REQUEST_FAULT_VARIABLE: request_fault_token,
         EXECUTOR_FAULT_VARIABLE: executor_fault_token,
+        STICKY_FAULT_VARIABLE: sticky_fault_token,
+        WORKER_DEATH_VARIABLE: worker_death_token,
+        BAD_OUTPUT_VARIABLE: bad_output_token,
+        STATISTICS_FAULT_VARIABLE: statistics_fault,
         ITERATION_VARIABLE: iteration_ms,
         ECHO_VARIABLE: "1" if is_echo else None,
         BUILD_ENDING_VARIABLE: build_ending,
@@ -106,27 +122,15 @@ def double_environment(
 
 @contextmanager
 def installed_double(
-    root: Path,
-    cards: Sequence[Card] = (RTX_5090,),
-    *,
-    assumptions: Mapping[str, bool] | None = None,
-    request_fault_token: int | None = None,
-    executor_fault_token: int | None = None,
-    iteration_ms: float | None = None,
-    build_ending: str | None = None,
+    root: Path, cards: Sequence[Card] = (RTX_5090,), **machine: Any
 ) -> Iterator[Path]:
-    """Make this process find the packages of `root`, and forget them afterwards."""
-    variables = double_environment(
-        root,
-        cards,
-        assumptions=assumptions,
-        request_fault_token=request_fault_token,
-        executor_fault_token=executor_fault_token,
-        iteration_ms=iteration_ms,
-        build_ending=build_ending,
-    )
-    saved_modules = _take_modules()
-    saved_environment = dict(os.environ)  # whoever uses the library sets variables for it
+    """Make this process find the packages of `root`, and forget them afterwards.
+
+    Arguments as of `double_environment`.
+    """
+    variables = double_environment(root, cards, **machine)
+    saved_modules = take_modules()
+    saved_variables = dict(os.environ)  # all: whoever loads the library sets some too
     os.environ.update(variables)
     sys.path.insert(0, str(root))
     importlib.invalidate_caches()
@@ -135,8 +139,8 @@ def installed_double(
     finally:
         sys.path.remove(str(root))
         os.environ.clear()
-        os.environ.update(saved_environment)
-        _take_modules()
+        os.environ.update(saved_variables)
+        take_modules()
         sys.modules.update(saved_modules)
 
 
@@ -172,7 +176,7 @@ def _write_metadata(folder: Path, name: str, version: str) -> None:
     (metadata / "METADATA").write_text(text, encoding="utf-8")
 
 
-def _take_modules() -> dict[str, ModuleType]:
+def take_modules() -> dict[str, ModuleType]:
     """Remove the packages from `sys.modules` and return what was there."""
     names = [name for name in sys.modules if name.split(".")[0] in PACKAGES]
     return {name: sys.modules.pop(name) for name in names}

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.contract.double.tokenizer import CODE_CLASS
 from tests.contract.installing import REPOSITORY, installed_double
 
 SAMPLE = REPOSITORY / "deepinfer" / "sample"
@@ -40,6 +41,18 @@ def write_texts(folder: Path, column: str = "text") -> Path:
     rows = [json.dumps({column: f"Line {number} of a text."}) for number in range(4)]
     (folder / "train.jsonl").write_text("\n".join(rows), encoding="utf-8")
     return folder
+
+
+def write_code(folder: Path, kind: str, marks: Path) -> None:
+    """Have a folder's configuration name a Python file that appends to `marks` when it is run."""
+    name = "config.json" if kind == "AutoConfig" else "tokenizer_config.json"
+    config = read_json(folder / name)
+    config["auto_map"] = {kind: f"code_{kind}.Class"}
+    if kind == "AutoTokenizer":
+        config["tokenizer_class"] = CODE_CLASS
+    (folder / name).write_text(json.dumps(config), encoding="utf-8")
+    code = f"with open({str(marks)!r}, 'a') as file:\n    file.write({kind + ' '!r})\n"
+    (folder / f"code_{kind}.py").write_text(code, encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:

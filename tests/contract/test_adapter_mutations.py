@@ -2,7 +2,7 @@
 
 Each mutation is made in the source of the compiler or the backend, and the damaged copy is run
 against the double as the whole one is. A mutation that passes would mean that nothing looks at what
-it changed.
+it changed. Mistakes that were once made with the library are put back one by one as well.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from types import ModuleType
 
 import pytest
 
+from deepinfer.backends import tensorrt_errors as errors_module
 from deepinfer.backends import tensorrt_llm as backend_module
+from deepinfer.backends import tensorrt_reader as reader_module
 from deepinfer.backends import tensorrt_settings as settings_module
 from deepinfer.checkpoint import read_checkpoint
 from deepinfer.compiler import tensorrt_llm as compiler_module
@@ -35,8 +37,16 @@ from deepinfer.manifest import (
 )
 from deepinfer.serving_limits import with_max_seq_len
 from tests.building import BuildEngine
-from tests.contract.adapter_contract import NCCL, Build, check_build, check_contract, check_serving
+from tests.contract.adapter_contract import (
+    NCCL,
+    Build,
+    check_build,
+    check_contract,
+    check_faults,
+    check_serving,
+)
 from tests.contract.installing import installed_double, make_double_root
+from tests.contract.loading import write_code
 
 LIMITS = tuple(EngineLimits.model_fields)
 MODULES = {
@@ -44,8 +54,15 @@ MODULES = {
     "backend": backend_module,
     "settings": settings_module,
 }
+# In the order in which they import each other.
+COPIED_MODULES = {
+    "errors": errors_module,
+    "reader": reader_module,
+    **dict(reversed(MODULES.items())),
+}
 # Keywords of functions of our own or of the standard library, which the library never sees.
 OWN_CALLS = {"dataclass", "Capacity", "SamplingParams", "GenerationRequest", "model_copy", "mkdir"}
+OWN_CALLS |= {"Thread", "TemporaryDirectory"}
 OWN_KEYWORDS = {"parents", "exist_ok", "hint", "param", "default_factory", "encoding", "update"}
 
 
@@ -60,8 +77,10 @@ def build(tmp_path_factory: pytest.TempPathFactory, build_engine: BuildEngine) -
         settings = built.engine.manifest.backend.settings | NCCL | {"block_reuse": False}
         backend = built.engine.manifest.backend.model_copy(update={"settings": settings})
         _clip_max_input_len(built.engine)
+        write_code(built.engine.tokenizer_dir, "AutoTokenizer", built.engine.path / "marks")
         files = record_files(built.engine.path)
-        changes = {"backend": backend, "files": files}
+        model = built.engine.manifest.model.model_copy(update={"trust_remote_code": True})
+        changes = {"backend": backend, "files": files, "model": model}
         manifest = built.engine.manifest.model_copy(update=changes)
         manifest = EngineManifest.model_validate(manifest.model_dump())
         write_manifest(built.engine.path, manifest)
@@ -156,6 +175,72 @@ def _is_limits(node: ast.expr) -> bool:
     return text == "limits" or text.endswith("limits.model_dump()")
 
 
+@dataclass(frozen=True)
+class Mistake:
+    """A piece of one module's source, and what it was, or might be taken for."""
+
+    module: str
+    source: str
+    mistake: str
+    check: Callable[[ModuleType, Build], None] = check_faults
+
+
+MISTAKES = {
+    "log probabilities are added up": Mistake(
+        "backend", "output.use_trtllm_sampler = True", "pass", check_serving
+    ),
+    "statistics that fail end the engine": Mistake(
+        "backend",
+        "except Exception as error:  # each kind",
+        "except LookupError as error:  #",
+        check_serving,
+    ),
+    "variables are set after the import": Mistake(
+        "backend",
+        "os.environ.update(process_environment(manifest))\n        library = Library.load()",
+        "library = Library.load()\n        os.environ.update(process_environment(manifest))",
+        check_serving,
+    ),
+    "the Hub is asked": Mistake("settings", '"HF_HUB_OFFLINE": "1"', "", check_serving),
+    "code is trusted as the build was told": Mistake(
+        "settings",
+        '"trust_remote_code": False',
+        '"trust_remote_code": manifest.model.trust_remote_code',
+        check_serving,
+    ),
+    "the tokenizer is loaded as it is": Mistake(
+        "backend", "planned, Path(name))", "planned, engine.tokenizer_dir)", check_serving
+    ),
+    "code in a payload is run": Mistake("settings", "if names_code:", "if False:"),
+    "a broken GPU fails requests only": Mistake(
+        "errors",
+        "return any(_DEAD_ENGINE.search(line)",
+        "return False and any(_DEAD_ENGINE.search(line)",
+    ),
+    "a grammar's text is taken for the device's": Mistake(
+        "errors", "if any(_OF_XGRAMMAR.search(text) for text in texts):", "if False:"
+    ),
+    "the last line of a trace is the message": Mistake(
+        "errors", "if line and not _BELOW.match(line)", "if line"
+    ),
+    "an exception of one output ends the engine": Mistake(
+        "reader", "else self.find_executor_fault()", "else describe(error)"
+    ),
+    "an output that cannot be read runs on": Mistake(
+        "reader",
+        "if not stream.is_aborted:\n            self._end_early(stream)\n        return",
+        "return",
+    ),
+    "a wrong grammar fails its neighbours": Mistake(
+        "reader", "finish_reason=FinishReason.INTERRUPTED", "finish_reason=FinishReason.ERROR"
+    ),
+    "silence is waited out": Mistake("reader", "self._check_silence(time.monotonic())", "pass"),
+    "a dead executor is not looked for": Mistake(
+        "reader", "self._fault = self.find_executor_fault()", "pass"
+    ),
+}
+
+
 class _Mutator(ast.NodeTransformer):
     def __init__(self, mutation: Mutation) -> None:
         self.mutation = mutation
@@ -193,20 +278,24 @@ def _without(limits: ast.expr, name: str) -> ast.expr:
 
 
 @contextmanager
-def mutated(mutation: Mutation) -> Iterator[dict[str, ModuleType]]:
+def mutated(mutation: Mutation | Mistake) -> Iterator[dict[str, ModuleType]]:
     """Fresh copies of the adapter's modules, one of them damaged."""
-    names = {key: module.__name__ for key, module in MODULES.items()}
+    names = {key: module.__name__ for key, module in COPIED_MODULES.items()}
     saved = {name: sys.modules[name] for name in names.values()}
     copies: dict[str, ModuleType] = {}
     try:
-        for key in ("settings", "backend", "compiler"):
-            tree = ast.parse(_source(MODULES[key]))
-            if key == mutation.module:
+        for key, module in COPIED_MODULES.items():
+            source = _source(module)
+            if key == mutation.module and isinstance(mutation, Mistake):
+                assert source.count(mutation.source) == 1, mutation.source
+                source = source.replace(mutation.source, mutation.mistake)
+            tree = ast.parse(source)
+            if key == mutation.module and isinstance(mutation, Mutation):
                 mutator = _Mutator(mutation)
                 tree = ast.fix_missing_locations(mutator.visit(tree))
                 assert mutator.has_changed, mutation
             copy = ModuleType(names[key])
-            copy.__file__ = MODULES[key].__file__
+            copy.__file__ = module.__file__
             sys.modules[names[key]] = copies[key] = copy
             exec(compile(tree, names[key], "exec"), copy.__dict__)
         yield copies
@@ -221,6 +310,7 @@ MUTATIONS = sorted(find_mutations(), key=lambda m: (m.module, m.place, m.name))
 def test_adapter_as_it_is_keeps_the_contract(build: Build) -> None:
     with mutated(NOTHING) as copies:
         check_contract(copies["compiler"], copies["backend"], build)
+        check_faults(copies["backend"], build)
 
 
 def test_mutations_cover_every_limit_at_each_place_it_is_said() -> None:
@@ -239,4 +329,11 @@ def test_damaged_adapter_breaks_the_contract(build: Build, mutation: Mutation) -
     key = "compiler" if mutation.module == "compiler" else "backend"
     with mutated(mutation) as copies, pytest.raises(Exception) as caught:
         check(copies[key], replace(build))
+    assert not isinstance(caught.value, NameError | SyntaxError), caught.value
+
+
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
+def test_mistake_put_back_breaks_the_contract(build: Build, mistake: Mistake) -> None:
+    with mutated(mistake) as copies, pytest.raises(Exception) as caught:
+        mistake.check(copies["backend"], build)
     assert not isinstance(caught.value, NameError | SyntaxError), caught.value

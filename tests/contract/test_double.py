@@ -7,6 +7,7 @@ import importlib.metadata
 import inspect
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ from tests.contract.installing import (
     installed_double,
     make_double_root,
 )
-from tests.contract.loading import LIMITS, Loader, loader_on, write_checkpoint
+from tests.contract.loading import LIMITS, Loader, loader_on, write_checkpoint, write_code
 from tests.fake_nvml import GIB, Card
 
 EXPORTS = [
@@ -298,9 +299,38 @@ def test_object_cannot_be_pickled(llm: Any) -> None:
         pickle.dumps(llm)
 
 
-def test_tokenizer_that_does_not_load_is_only_a_warning(
+def test_tokenizer_of_the_engine_that_does_not_load_is_only_a_warning(
     load: Loader, engine_dir: Path, tmp_path: Path, library_log: pytest.LogCaptureFixture
 ) -> None:
-    loaded = load(engine_dir, tokenizer=str(tmp_path), **LIMITS)
-    assert loaded.tokenizer is None
+    bare = tmp_path / "engine"
+    shutil.copytree(engine_dir, bare, ignore=shutil.ignore_patterns("tokenizer.json"))
+    assert load(bare, **LIMITS).tokenizer is None
     assert "Failed to load tokenizer from" in library_log.text
+    with pytest.raises(Exception, match="No such file"):
+        load(engine_dir, tokenizer=str(tmp_path), **LIMITS)
+
+
+def test_workers_have_the_environment_in_which_the_package_was_imported(
+    double_root: Path, engine_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NCCL_P2P_DISABLE", "0")
+    with loader_on(double_root) as load:
+        llm = load(engine_dir, env_overrides={"NCCL_P2P_DISABLE": "1", "TLLM_X": "2"}, **LIMITS)
+        monkeypatch.delenv("TLLM_X")
+        assert llm.worker_environment["NCCL_P2P_DISABLE"] == "0"
+        assert llm.worker_environment["TLLM_X"] == "2"
+
+
+def test_code_that_an_engine_names_is_run_and_that_of_a_tokenizer_if_trusted(
+    load: Loader, engine_dir: Path, tmp_path: Path
+) -> None:
+    folder, marks = tmp_path / "engine", tmp_path / "marks"
+    shutil.copytree(engine_dir, folder)
+    write_code(folder, "AutoConfig", marks)
+    with pytest.raises(ValueError, match="contains custom code"):
+        write_code(folder, "AutoTokenizer", marks)
+        load(engine_dir, tokenizer=str(folder), **LIMITS)
+    load(engine_dir, tokenizer=str(folder), trust_remote_code=True, **LIMITS)
+    assert marks.read_text(encoding="utf-8") == "AutoTokenizer "
+    load(folder, tokenizer=str(engine_dir), **LIMITS)
+    assert marks.read_text(encoding="utf-8") == "AutoTokenizer AutoConfig "

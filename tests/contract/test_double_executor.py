@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.contract.double.guided import REFUSED_MARK
 from tests.contract.double.record import recorded
 from tests.contract.loading import LIMITS, PROMPT, Loader, ids, loader_on, params, steps
 
@@ -78,10 +80,83 @@ def test_statistics_have_the_recorded_keys_and_are_handed_out_once(llm: Any) -> 
     assert llm.get_stats(0) == []
 
 
-async def test_statistics_keep_as_many_iterations_as_asked(load: Loader, engine_dir: Path) -> None:
+async def test_statistics_keep_the_default_number_of_iterations_whatever_is_asked(
+    load: Loader, engine_dir: Path
+) -> None:
     llm = load(engine_dir, iter_stats_max_iterations=3, **LIMITS)
     await steps(llm, max_tokens=9)
-    assert [item["iter"] async for item in llm.get_stats_async(0)] == [6, 7, 8]
+    assert [item["iter"] async for item in llm.get_stats_async(0)] == list(range(9))
+
+
+async def test_statistics_of_an_executor_in_the_process_fail_in_an_event_loop(
+    load: Loader, engine_dir: Path
+) -> None:
+    llm = load(engine_dir, gather_generation_logits=True, **LIMITS)
+    await steps(llm, max_tokens=2)
+    with pytest.raises(TypeError, match="JSON object must be"):
+        llm.get_stats(0)
+
+
+def test_executor_in_the_process_has_no_statistics(load: Loader, engine_dir: Path) -> None:
+    llm = load(engine_dir, gather_generation_logits=True, **LIMITS)
+    ids(llm, max_tokens=2)
+    assert llm.get_stats(0) == []
+
+
+async def test_error_of_a_grammar_ends_all_that_runs(double_root: Path, engine_dir: Path) -> None:
+    with loader_on(double_root, iteration_ms=SLOW_MS) as load:
+        from tensorrt_llm.executor.utils import RequestError
+        from tensorrt_llm.llmapi import GuidedDecodingParams
+
+        llm = load(engine_dir, guided_decoding_backend="xgrammar", **LIMITS)
+        running = llm.generate_async(PROMPT, params(max_tokens=200), streaming=True)
+        await anext(running)
+        wrong = GuidedDecodingParams(grammar=REFUSED_MARK)
+        for result in (llm.generate_async(PROMPT, params(guided_decoding=wrong)), running):
+            with pytest.raises(RequestError, match="forwardAsync.*EBNF parser error"):
+                await result
+        assert await steps(llm, max_tokens=2)
+
+
+async def test_broken_gpu_fails_each_request_and_the_executor_goes_on(
+    double_root: Path, engine_dir: Path
+) -> None:
+    with loader_on(double_root, sticky_fault_token=FAULT_TOKEN) as load:
+        from tensorrt_llm.executor.utils import RequestError
+
+        llm = load(engine_dir, **LIMITS)
+        for prompt in ([FAULT_TOKEN], PROMPT, PROMPT):
+            with pytest.raises(RequestError, match="illegal memory access"):
+                await llm.generate_async(prompt, params())
+        assert llm._check_health()
+
+
+async def test_worker_that_dies_tells_no_request(double_root: Path, engine_dir: Path) -> None:
+    with loader_on(double_root, worker_death_token=FAULT_TOKEN) as load:
+        llm = load(engine_dir, **LIMITS)
+        unanswered = llm.generate_async([FAULT_TOKEN], params())
+        llm._executor._thread.join()
+        assert llm._check_health() and not unanswered.finished
+        assert all(future.done() for future in llm._executor.mpi_futures)
+        with pytest.raises(RuntimeError, match="Failed during generation"):
+            llm.generate_async(PROMPT, params())
+        assert not llm._check_health()
+
+
+async def test_output_that_cannot_be_read_goes_on_until_it_is_aborted(
+    double_root: Path, engine_dir: Path
+) -> None:
+    with loader_on(double_root, bad_output_token=FAULT_TOKEN, iteration_ms=SLOW_MS) as load:
+        llm = load(engine_dir, **LIMITS)
+        result = llm.generate_async([FAULT_TOKEN], params(max_tokens=100), streaming=True)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="Unknown finish reason"):
+                await anext(result)
+        result.abort()
+        while not result.finished:
+            with suppress(ValueError):
+                await anext(result)
+        assert result.outputs[0].finish_reason == "cancelled"
 
 
 async def test_fault_of_a_request_harms_no_other(double_root: Path, engine_dir: Path) -> None:
@@ -118,17 +193,6 @@ def test_shutdown_is_final_and_can_be_repeated(llm: Any) -> None:
 
 
 # What the record leaves open can be turned
-
-
-def test_log_probability_of_a_removed_stop_token_stays_unless_assumed_otherwise(
-    double_root: Path, engine_dir: Path
-) -> None:
-    for stays in (True, False):
-        with loader_on(double_root, assumptions={"logits_of_stop_token_are_kept": stays}) as load:
-            llm = load(engine_dir, **LIMITS)
-            sampling = params(stop_token_ids=ids(llm, max_tokens=1), _return_log_probs=True)
-            output = llm.generate(PROMPT, sampling).outputs[0]
-            assert output.token_ids == [] and len(output.logprobs) == int(stays)
 
 
 def test_unseeded_requests_differ_when_assumed(double_root: Path, engine_dir: Path) -> None:

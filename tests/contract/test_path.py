@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import openai
 import pytest
 
 from deepinfer.manifest import EngineFolder, EngineManifest, read_engine, write_manifest
+from tests.contract.double.guided import REFUSED_MARK
 from tests.contract.installing import RTX_5090, double_environment, make_double_root
 from tests.fake_nvml import GIB, Card
 from tests.server.serving import DEADLINE_S, client_of, read_events, serving, starting
@@ -163,6 +166,124 @@ def test_request_that_fails_ends_alone(built: Path, root: Path) -> None:
             assert failed.status_code == 500
             assert failed.json()["error"]["code"] == "internal_error"
             assert list(events)[-1] == "[DONE]"
+
+
+LOADED = r"engine `sample.fp8.sm120` loaded in"
+LASTING = {"prompt": [5], "max_tokens": 400, "ignore_eos": True, "temperature": 0, "stream": True}
+
+
+def test_broken_gpu_is_a_restart_and_what_ran_goes_on(built: Path, root: Path) -> None:
+    machine = Machine(root, {"sticky_fault_token": FAULT_TOKEN, "iteration_ms": 5.0})
+    fatal = {"prompt": [FAULT_TOKEN], "max_tokens": 3}
+    with serving(built, environment=machine.environment) as server, client_of(server) as http:
+        whole = http.post("/v1/completions", json={**LASTING, "stream": False}).json()
+        with http.stream("POST", "/v1/completions", json=LASTING) as response:
+            events = read_events(response)
+            first = next(events)
+            # It breaks each engine that it is tried in, and no other request is told of it.
+            assert http.post("/v1/completions", json=fatal).status_code == 503
+            *rest, done = events
+        assert done == "[DONE]"
+        texts = [json.loads(event)["choices"][0]["text"] for event in (first, *rest)]
+        assert "".join(texts) == whole["choices"][0]["text"]
+        server.wait_for_log(LOADED, count=3)
+        assert "illegal memory access" in server.log
+        assert http.post("/v1/completions", json={"prompt": [5], "max_tokens": 3}).is_success
+        assert http.get("/health").json()["status"] == "healthy"
+
+
+def test_output_that_cannot_be_read_ends_one_request_only(built: Path, root: Path) -> None:
+    machine = Machine(root, {"bad_output_token": FAULT_TOKEN, "iteration_ms": 5.0})
+    bad = {"prompt": [FAULT_TOKEN], "max_tokens": 300, "ignore_eos": True}
+    with serving(built, environment=machine.environment) as server, client_of(server) as http:
+        with http.stream("POST", "/v1/completions", json=LASTING) as response:
+            events = read_events(response)
+            next(events)
+            failed = http.post("/v1/completions", json=bad)
+            assert failed.status_code == 500
+            assert failed.json()["error"]["code"] == "internal_error"
+            assert list(events)[-1] == "[DONE]"
+        assert len(re.findall(LOADED, server.log)) == 1
+
+
+def test_wrong_grammar_is_its_client_s_and_its_neighbour_goes_on(built: Path, root: Path) -> None:
+    machine = Machine(root, {"iteration_ms": 5.0})
+    wrong = {"prompt": [6], "guided_grammar": f'root ::= "a"  {REFUSED_MARK}', "max_tokens": 9}
+    with serving(built, environment=machine.environment) as server, client_of(server) as http:
+        whole = http.post("/v1/completions", json={**LASTING, "stream": False}).json()
+        with http.stream("POST", "/v1/completions", json=LASTING) as response:
+            events = read_events(response)
+            first = next(events)
+            refused = http.post("/v1/completions", json=wrong)
+            assert refused.status_code == 400
+            assert refused.json()["error"]["param"] == "guided_grammar"
+            *rest, done = events
+        assert done == "[DONE]"
+        texts = [json.loads(event)["choices"][0]["text"] for event in (first, *rest)]
+        assert "".join(texts) == whole["choices"][0]["text"]
+        assert len(re.findall(LOADED, server.log)) == 1
+
+
+def test_log_probabilities_of_concurrent_requests_streamed_and_plain(
+    built: Path, root: Path
+) -> None:
+    body = {"max_tokens": 24, "ignore_eos": True, "temperature": 0, "logprobs": 0}
+    with (
+        serving(built, environment=Machine(root).environment) as server,
+        client_of(server) as http,
+        ThreadPoolExecutor(8) as pool,
+    ):
+
+        def plain(prompt: int) -> list[float]:
+            answer = http.post("/v1/completions", json={**body, "prompt": [prompt]})
+            assert answer.is_success, answer.text
+            scores: list[float] = answer.json()["choices"][0]["logprobs"]["token_logprobs"]
+            return scores
+
+        def streamed(prompt: int) -> list[float]:
+            scores: list[float] = []
+            asked = {**body, "prompt": [prompt], "stream": True}
+            with http.stream("POST", "/v1/completions", json=asked) as response:
+                for event in read_events(response):
+                    if event == "[DONE]":
+                        return scores
+                    (choice,) = json.loads(event)["choices"]
+                    scores += (choice["logprobs"] or {"token_logprobs": []})["token_logprobs"]
+            raise AssertionError("the stream has no end")
+
+        prompts = range(20, 28)
+        alone = list(map(plain, prompts))
+        assert all(len(scores) == 24 and max(scores) < 0 for scores in alone)
+        assert len({tuple(scores) for scores in alone}) == len(alone)
+        assert list(pool.map(plain, prompts)) == alone
+        assert list(pool.map(streamed, prompts)) == alone
+        assert len(re.findall(LOADED, server.log)) == 1
+
+
+def test_engine_that_gathers_logits_loads_and_answers_with_alternatives(
+    root: Path, tmp_path: Path
+) -> None:
+    machine = Machine(root)
+    flags = ("--model", "sample", "--output", str(tmp_path), "--gather-logits")
+    done = machine.run("build", *flags)
+    assert done.returncode == 0, done.stderr
+    asked = {"messages": [{"role": "user", "content": "Tell me"}], "max_tokens": 6}
+    asked |= {"logprobs": True, "top_logprobs": 3, "ignore_eos": True}
+    with (
+        serving(tmp_path, environment=machine.environment) as server,
+        client_of(server) as http,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        answers = list(
+            pool.map(lambda _: http.post("/v1/chat/completions", json=asked).json(), range(4))
+        )
+        for answer in answers:
+            content = answer["choices"][0]["logprobs"]["content"]
+            assert len(content) == answer["usage"]["completion_tokens"] == 6
+            for token in content:
+                ranked = [entry["logprob"] for entry in token["top_logprobs"]]
+                assert len(ranked) == 3 and ranked == sorted(ranked, reverse=True)
+                assert token["logprob"] == ranked[0]
 
 
 def change(engine: EngineFolder, **changes: Any) -> None:

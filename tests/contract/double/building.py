@@ -60,16 +60,18 @@ def _end_on_command() -> None:
 
 
 def load_tokenizer(args: Any, folder: Path | None) -> Any:
-    """The tokenizer that was given, or the folder's; None where it cannot be loaded."""
+    """The tokenizer that was given, or else the folder's, which may be None: that is a warning."""
     if args.skip_tokenizer_init:
         return None
-    if args.tokenizer is not None and not isinstance(args.tokenizer, str | Path):
-        return args.tokenizer
-    source = args.tokenizer or folder
+    trusts_code = args.trust_remote_code
+    if args.tokenizer is not None:
+        is_path = isinstance(args.tokenizer, str | Path)
+        path = Path(str(args.tokenizer))
+        return TransformersTokenizer(path, trusts_code) if is_path else args.tokenizer
     try:
-        return TransformersTokenizer(Path(str(source)))
-    except Exception as error:  # whatever is wrong with it, the library only warns
-        logger.warning(message("tokenizer_not_loaded", folder=source, error=error))
+        return TransformersTokenizer(Path(str(folder)), trusts_code)
+    except Exception as error:  # whatever is wrong with it
+        logger.warning(message("tokenizer_not_loaded", folder=folder, error=error))
         return None
 
 

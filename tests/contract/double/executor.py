@@ -2,17 +2,22 @@
 
 It admits as GUARANTEED_NO_EVICT does, when the whole worst case fits the KV cache, and hands over
 all tokens of an iteration together. An iteration takes a little time, as on a device, so that a
-request can be aborted while it runs. Three environment variables make it fail or slow on command.
+request can be aborted while it runs. Environment variables make it fail or slow on command.
+
+It stands for the library's executor and for the processes behind it: as a rule one for each GPU,
+started through MPI; an engine on one GPU whose logits are gathered runs in the process itself.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import queue
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.contract.double.configs import CppExecutorError, RequestError
@@ -24,17 +29,29 @@ from tests.contract.double.statistics import iteration_record
 
 REQUEST_FAULT_VARIABLE = "DOUBLE_REQUEST_FAULT_TOKEN"  # a prompt with this id ends in RequestError
 EXECUTOR_FAULT_VARIABLE = "DOUBLE_EXECUTOR_FAULT_TOKEN"  # ... takes the executor down
+STICKY_FAULT_VARIABLE = "DOUBLE_STICKY_FAULT_TOKEN"  # ... breaks the GPU: each request fails now
+WORKER_DEATH_VARIABLE = "DOUBLE_WORKER_DEATH_TOKEN"  # ... ends the worker: no output is answered
+BAD_OUTPUT_VARIABLE = "DOUBLE_BAD_OUTPUT_TOKEN"  # ... has outputs that the library cannot read
+STATISTICS_FAULT_VARIABLE = "DOUBLE_STATISTICS_FAULT"  # "raise" or "hang"
 ITERATION_VARIABLE = "DOUBLE_ITERATION_MS"
 DEFAULT_ITERATION_MS = 0.5
+
+
+class _WorkerDied(Exception):
+    """The process is gone, and nobody is told."""
 
 
 @dataclass
 class Executor:
     config: ExecutorConfig
     engine: EngineFacts
+    is_in_process: bool = False
     received: list[Request] = field(default_factory=list)  # for a test to look at
+    doing_shutdown: bool = False
 
     def __post_init__(self) -> None:
+        self._error_queue: queue.Queue[Exception] = queue.Queue()  # of its threads and processes
+        self.mpi_futures: list[Future[None]] = [] if self.is_in_process else [Future()]
         self._wake = threading.Condition()
         self._waiting: deque[Request] = deque()
         self._cancelled: set[int] = set()
@@ -42,16 +59,14 @@ class Executor:
         self._is_stopping = False
         self._fault: Exception | None = None
         self._iterations = itertools.count()
-        length = self.config.iter_stats_max_iterations
-        if length is None:
-            length = recorded("runtime_configs")["default_iter_stats_max_iterations"]
+        self._has_broken_gpu = False
+        length = recorded("runtime_configs")["default_iter_stats_max_iterations"]
         self._stats: deque[dict[str, Any]] = deque(maxlen=length)
         self._thread = threading.Thread(target=self._run, name="double-executor", daemon=True)
         self._thread.start()
 
-    @property
-    def is_alive(self) -> bool:
-        return self._thread.is_alive() and not self._is_stopping
+    def is_shutdown(self) -> bool:
+        return self.doing_shutdown
 
     def submit(self, request: Request) -> None:
         with self._wake:
@@ -60,12 +75,23 @@ class Executor:
             self.received.append(request)
             self._waiting.append(request)
             self._wake.notify()
+        self.handle_error(None)
 
     def abort(self, request_id: int) -> None:
-        assert self.is_alive, "the executor is not running"
         with self._wake:
             self._cancelled.add(request_id)
             self._wake.notify()
+
+    def handle_error(self, error: Exception | None) -> None:
+        """Raise a request's error, or shut down and raise an executor's, whoever asks."""
+        if isinstance(error, RequestError):
+            raise error
+        if error is None:
+            if self._error_queue.empty():
+                return
+            error = self._error_queue.get()
+        self.shutdown()
+        raise error
 
     def take_stats(self, timeout_s: float | None) -> list[dict[str, Any]]:
         """Every record since the last call; waits up to `timeout_s` when there is none."""
@@ -76,6 +102,7 @@ class Executor:
         return taken
 
     def shutdown(self) -> None:
+        self.doing_shutdown = True
         with self._wake:
             self._is_stopping = True
             self._wake.notify_all()
@@ -87,10 +114,19 @@ class Executor:
         while self._wait_for_work():
             try:
                 self._iterate()
+            except _WorkerDied:
+                self._die()
+                return
             except Exception as fault:  # a mistake of the double must not leave its callers waiting
                 self._end_all(fault)
                 return
         self._end_all(RequestError(message("shutting_down")))
+
+    def _die(self) -> None:
+        error = RuntimeError(message("worker_died"))
+        self._error_queue.put(error)
+        for future in self.mpi_futures:
+            future.set_exception(error)
 
     def _wait_for_work(self) -> bool:
         with self._wake:
@@ -127,15 +163,8 @@ class Executor:
                 continue
             is_last = all(other is not request for other, _ in stepped[number + 1 :])
             is_final = response.is_final and is_last
-            request.result.queue.put(
-                Response(
-                    response.index,
-                    response.token_ids,
-                    response.finish,
-                    is_final,
-                    response.log_probs,
-                )
-            )
+            finish = "?" if _names(BAD_OUTPUT_VARIABLE, request.prompt) else response.finish
+            request.result.queue.put(replace(response, is_final=is_final, finish=finish))
 
     def _cancel(self) -> None:
         with self._wake:
@@ -146,8 +175,14 @@ class Executor:
         for request in gone:
             for sequence in request.sequences:
                 is_final = sequence is request.sequences[-1]
+                is_asked = request.is_streaming and request.sampling._return_log_probs
                 request.result.queue.put(
-                    Response(index=sequence.index, finish=CANCELLED, is_final=is_final)
+                    Response(
+                        index=sequence.index,
+                        finish=CANCELLED,
+                        is_final=is_final,
+                        log_probs=list(sequence.log_probs) if is_asked else None,
+                    )
                 )
 
     def _admit(self) -> list[Request]:
@@ -159,8 +194,10 @@ class Executor:
             try:
                 self._validate(request)
             except RequestError as error:
-                self._active.remove(request)
-                request.result.queue.put(Response(error=error))
+                is_of_iteration = str(error).startswith(message("forward_error"))
+                for ended in [*self._active] if is_of_iteration else [request]:
+                    self._active.remove(ended)
+                    ended.result.queue.put(Response(error=error))
                 continue
             admitted.append(request)
         return admitted
@@ -207,8 +244,13 @@ class Executor:
     def _fail_on_command(self, request: Request) -> None:
         if _names(EXECUTOR_FAULT_VARIABLE, request.prompt):
             raise CppExecutorError(message("executor_fault"))
+        if _names(WORKER_DEATH_VARIABLE, request.prompt):
+            raise _WorkerDied
         if _names(REQUEST_FAULT_VARIABLE, request.prompt):
             raise RequestError(message("request_fault"))
+        self._has_broken_gpu |= _names(STICKY_FAULT_VARIABLE, request.prompt)
+        if self._has_broken_gpu:
+            raise RequestError(message("forward_error") + message("sticky_fault"))
 
     def _check_limits(self) -> None:
         for name, built in self.engine.limits.items():

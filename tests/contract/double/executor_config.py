@@ -23,7 +23,6 @@ class ExecutorConfig:
     normalize_log_probs: bool = False
     extended_runtime_perf_knob_config: Any = None
     peft_cache_config: Any = None
-    iter_stats_max_iterations: int | None = None
     fail_fast_on_attention_window_too_large: bool = False
 
 

@@ -37,12 +37,9 @@ def script(params: Any, tokenizer: Any) -> list[int]:
 
 
 def _refusal() -> str:
+    """xgrammar's own words; where it throws in an iteration, the executor's before them."""
     error = message("grammar_parser")
-    return (
-        message("guided_invalid", error=error)
-        if assumed("grammar_errors_are_introduced")
-        else error
-    )
+    return message("forward_error") + error if assumed("grammar_errors_end_the_batch") else error
 
 
 def example(schema: dict[str, Any]) -> Any:

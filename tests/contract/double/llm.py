@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
+import json
 import os
 import shutil
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -18,6 +21,8 @@ from tests.contract.double import guided
 from tests.contract.double.arguments import TrtLlmArgs, _ModelFormatKind
 from tests.contract.double.building import build_engine, load_tokenizer, version_of
 from tests.contract.double.configs import RequestError
+from tests.contract.double.environment import worker_environment
+from tests.contract.double.executor import STATISTICS_FAULT_VARIABLE
 from tests.contract.double.loading import executor_config, load_engine
 from tests.contract.double.log import logger
 from tests.contract.double.machine import device_count
@@ -27,6 +32,7 @@ from tests.contract.double.requests import Request
 from tests.contract.double.results import RequestOutput
 from tests.contract.double.sampling import SamplingParams
 from tests.contract.double.shapes import recorded_method
+from tests.contract.double.tokenizer import run_named_code
 
 MAX_SEED = 2**64 - 1  # an unsigned number of 64 bits in the native code
 
@@ -42,6 +48,8 @@ class LLM:
 
     _executor: Any = None
     mpi_session = None
+    _statistics_in_loop: bool | None = None  # whether the first request was made in an event loop
+    num_stats_calls = 0  # for a test to look at
 
     @recorded_method("LLM")
     def __init__(self, kwargs: dict[str, Any] | None = None, **named: Any) -> None:
@@ -57,6 +65,7 @@ class LLM:
             logger.error(message("arguments_not_parsed", error=error))
             raise
         self._check_devices()
+        self.worker_environment = worker_environment()  # for a test to look at
         self.llm_build_stats = LlmBuildStats()
         self._request_ids = count(1)
         self._llm_id = f"double-{os.getpid()}-{time.time_ns() // 1_000_000}"
@@ -103,15 +112,23 @@ class LLM:
         self, inputs: Any, sampling_params: Any, lora_request: Any, streaming: bool, **others: Any
     ) -> RequestOutput:
         executor = self._executor
-        if executor is None or not executor.is_alive:
+        if executor is None or executor.is_shutdown():
             raise RuntimeError(message("shutting_down"))
         prompt, token_ids = self._tokenize(inputs)
         sampling = self._prepare_sampling_params(sampling_params)
         if sampling.seed is not None and not 0 <= sampling.seed <= MAX_SEED:
             raise TypeError(message("seed_type", value=sampling.seed))
         self._check_arguments(len(token_ids), sampling)
+        if self._statistics_in_loop is None:
+            self._statistics_in_loop = _has_event_loop()
         result = RequestOutput._make(
-            next(self._request_ids), prompt, token_ids, sampling, self._tokenizer, executor.abort
+            next(self._request_ids),
+            prompt,
+            token_ids,
+            sampling,
+            self._tokenizer,
+            executor.abort,
+            executor.handle_error,
         )
         executor.submit(
             Request(
@@ -129,7 +146,18 @@ class LLM:
 
     @recorded_method("LLM")
     def get_stats(self, timeout: float | None) -> list[dict[str, Any]]:
-        return self._running_executor().take_stats(timeout)  # type: ignore[no-any-return]
+        """A call to the executor's process, or a look into a queue that nobody fills."""
+        self.num_stats_calls += 1
+        fault = os.environ.get(STATISTICS_FAULT_VARIABLE)
+        if fault == "hang":
+            threading.Event().wait()
+        if fault == "raise":
+            raise TimeoutError(message("statistics_timeout"))
+        executor = self._running_executor()
+        if not executor.is_in_process:
+            return executor.take_stats(timeout)  # type: ignore[no-any-return]
+        # The queue of an event loop gives None where that of a thread says that it is empty.
+        return [json.loads(None)] if self._statistics_in_loop else []  # type: ignore[arg-type]
 
     @recorded_method("LLM")
     def get_stats_async(self, timeout: float | None) -> Any:
@@ -156,6 +184,9 @@ class LLM:
         executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown()
+
+    def _check_health(self) -> bool:
+        return self._executor is not None and not self._executor.is_shutdown()
 
     def __enter__(self) -> LLM:
         return self
@@ -187,9 +218,14 @@ class LLM:
         self.args.model = self._engine_dir
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.args, self._engine_dir)
+        run_named_code(Path(self.args.model), "AutoConfig")  # of any folder, trusted or not
         self._executor_config = executor_config(self.args, self._tokenizer)
+        gathers = self.args.gather_generation_logits or self.args.build_config.gather_context_logits
         self._executor = load_engine(
-            Path(self.args.model), self._executor_config, version_of("tensorrt")
+            Path(self.args.model),
+            self._executor_config,
+            version_of("tensorrt"),
+            is_in_process=gathers and self.args.parallel.world_size == 1,
         )
 
     def _build_engine(self) -> None:
@@ -293,6 +329,14 @@ def _parse_arguments(keywords: dict[str, Any]) -> Any:
         if name not in known:
             raise ValueError(message("invalid_argument", name=name))
     return TrtLlmArgs(**keywords)
+
+
+def _has_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _shutdown_later(llm: weakref.ref[LLM]) -> Callable[[], None]:

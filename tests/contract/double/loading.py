@@ -35,12 +35,13 @@ def executor_config(args: Any, tokenizer: Any) -> ExecutorConfig:
         normalize_log_probs=args.normalize_log_probs,
         extended_runtime_perf_knob_config=args.extended_runtime_perf_knob_config,
         peft_cache_config=args.peft_cache_config or _peft_cache(args),
-        iter_stats_max_iterations=args.iter_stats_max_iterations,
         fail_fast_on_attention_window_too_large=args.fail_fast_on_attention_window_too_large,
     )
 
 
-def load_engine(folder: Path, config: ExecutorConfig, tensorrt_version: str) -> Executor:
+def load_engine(
+    folder: Path, config: ExecutorConfig, tensorrt_version: str, *, is_in_process: bool
+) -> Executor:
     """Deserialise every rank, size the KV cache and start. Raises RuntimeError."""
     content = read_config(folder)
     pretrained, built = content["pretrained_config"], content["build_config"]
@@ -62,7 +63,7 @@ def load_engine(folder: Path, config: ExecutorConfig, tensorrt_version: str) -> 
         num_blocks=-(-num_tokens // tokens_per_block),
         takes_adapters=built["plugin_config"]["lora_plugin"] is not None,
     )
-    return Executor(config, facts)
+    return Executor(config, facts, is_in_process)
 
 
 def _peft_cache(args: Any) -> Any:

@@ -31,7 +31,8 @@ class ToySequence:
     state: int
     token_ids: list[int] = field(default_factory=list)  # generated so far
     num_sent: int = 0
-    log_probs: list[Any] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    top_log_probs: list[Any] = field(default_factory=list)
     finish: str | None = None
 
 
@@ -57,7 +58,7 @@ class Request:
         self.bias = Bias.of(sampling.embedding_bias, banned)
         adapter_ids = [] if self.adapter is None else [self.adapter.lora_int_id]
         state = toy_model.fold(0, [*adapter_ids, *self.prompt])
-        self.sequences = [ToySequence(i, state) for i in range(sampling.n)]
+        self.sequences = [ToySequence(i, state) for i in range(sampling.best_of)]
 
     @property
     def request_id(self) -> int:
@@ -83,15 +84,16 @@ class Request:
         """What to tell the caller after a step: nothing before the end when it does not stream."""
         if sequence.finish is None and not self.is_streaming:
             return None
-        new_ids = sequence.token_ids[sequence.num_sent :]
-        sequence.num_sent = len(sequence.token_ids)
-        is_asked = self.sampling._return_log_probs or self.sampling.logprobs is not None
+        num_sent, sequence.num_sent = sequence.num_sent, len(sequence.token_ids)
+        sampling = self.sampling
         return Response(
             index=sequence.index,
-            token_ids=new_ids,
+            token_ids=sequence.token_ids[num_sent:],
             finish=sequence.finish,
             is_final=not self.running,
-            log_probs=list(sequence.log_probs) if is_asked else None,
+            log_probs=list(sequence.log_probs) if sampling._return_log_probs else None,
+            top_log_probs=sequence.top_log_probs[num_sent:] if sampling.logprobs else None,
+            cumulative_log_prob=sum(sequence.log_probs) if sampling._return_log_probs else None,
         )
 
     def _next_token(self, sequence: ToySequence) -> int:
@@ -131,10 +133,9 @@ class Request:
 
     def _append(self, sequence: ToySequence, token: int) -> None:
         sequence.token_ids.append(token)
-        if self.sampling.logprobs is not None:
-            sequence.log_probs.append(self._top_log_probs(sequence.state, token))
-        elif self.sampling._return_log_probs:
-            sequence.log_probs.append(toy_model.log_probability(sequence.state))
+        sequence.log_probs.append(toy_model.log_probability(sequence.state))
+        if self.sampling.logprobs:
+            sequence.top_log_probs.append(self._top_log_probs(sequence.state, token))
 
     def _top_log_probs(self, state: int, chosen: int) -> dict[int, Any]:
         count = max(0, self.sampling.logprobs - 1)

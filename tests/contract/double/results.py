@@ -1,4 +1,9 @@
-"""RequestOutput and CompletionOutput: one object a request, changed by each step."""
+"""RequestOutput and CompletionOutput: one object a request, changed by each step.
+
+Log probabilities of the chosen tokens come from the executor as all of the sequence so far, with
+each response; those of alternatives are worked out of the logits of the new tokens. What this makes
+of them is release 1.2.1's, with its assertions.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.contract.double.record import assumed, message
+from tests.contract.double.record import message
 from tests.contract.double.shapes import make_dataclass, recorded_method
 
 END_ID, STOP_WORDS, LENGTH, CANCELLED = "END_ID", "STOP_WORDS", "LENGTH", "CANCELLED"
@@ -23,7 +28,9 @@ class Response:
     token_ids: list[int] = field(default_factory=list)
     finish: str | None = None
     is_final: bool = False
-    log_probs: list[Any] | None = None
+    log_probs: list[float] | None = None  # of all tokens so far
+    top_log_probs: list[Any] | None = None  # of the new tokens
+    cumulative_log_prob: float | None = None
     error: Exception | None = None
 
 
@@ -58,9 +65,10 @@ class ResponseQueue:
 class _Completion:
     """The deltas: what came since the step before the last one that touched this sequence."""
 
-    _last_text_len = 0
-    _last_token_ids_len = 0
-    _last_logprobs_len = 0
+    __slots__ = ("_last_logprobs_len", "_last_text_len", "_last_token_ids_len")
+
+    def __post_init__(self) -> None:
+        self._last_text_len = self._last_token_ids_len = self._last_logprobs_len = 0
 
     @property
     def length(self: Any) -> int:
@@ -98,15 +106,17 @@ class RequestOutput:
         sampling_params: Any,
         tokenizer: Any,
         abort: Callable[[int], None],
+        handle_error: Callable[[Exception | None], None],
     ) -> RequestOutput:
         made = cls.__new__(cls)
         made._request_id = request_id
         made._prompt = prompt
         made._prompt_token_ids = list(prompt_token_ids)
         made.sampling_params = sampling_params
-        made._outputs = [CompletionOutput(index=i) for i in range(sampling_params.n)]
+        made._outputs = [CompletionOutput(index=i) for i in range(sampling_params.best_of)]
         made._tokenizer = tokenizer if sampling_params.detokenize else None
         made._abort = abort
+        made._handle_error = handle_error
         made._set_attributes()
         return made
 
@@ -114,6 +124,9 @@ class RequestOutput:
         self.queue = ResponseQueue()
         self._done = False
         self._aborted = False
+        # Whether the executor's lists grow; to know better is the caller's part.
+        sampling = self.sampling_params
+        self.use_trtllm_sampler = sampling.use_beam_search and sampling.best_of > 1
         self.cached_tokens = 0
         self.decoding_iter = 0
         self.avg_decoded_tokens_per_iter: float | None = None
@@ -126,6 +139,7 @@ class RequestOutput:
     _outputs: list[Any]
     _tokenizer: Any
     _abort: Callable[[int], None]
+    _handle_error: Callable[[Exception | None], None]
     sampling_params: Any
 
     @property
@@ -142,7 +156,13 @@ class RequestOutput:
 
     @property
     def outputs(self) -> list[Any]:
-        return self._outputs
+        n = self.sampling_params.n
+        if self.sampling_params.use_beam_search or n == self.sampling_params.best_of:
+            return self._outputs[:n]
+        best = sorted(self._outputs, key=_likelihood, reverse=True)
+        for index, output in enumerate(best):
+            output.index = index
+        return best[:n]
 
     @property
     def context_logits(self) -> None:
@@ -205,8 +225,7 @@ class RequestOutput:
 
     def _handle(self, response: Response) -> None:
         if response.error is not None:
-            self._done = True
-            raise response.error
+            self._handle_error(response.error)
         self.decoding_iter += 1
         self._done = response.is_final
         output = self._outputs[response.index]
@@ -214,20 +233,40 @@ class RequestOutput:
         self._name_finish(output, response.finish)
         if self._tokenizer is not None:
             self._detokenize(output)
+        self._handle_error(None)
 
     def _take_tokens(self, output: Any, response: Response) -> None:
         output._last_token_ids_len = len(output.token_ids)
         output.token_ids.extend(response.token_ids)
-        if response.log_probs is not None:
+        if response.cumulative_log_prob is not None:
+            output.cumulative_logprob = response.cumulative_log_prob
+        if response.top_log_probs is not None:
             output._last_logprobs_len = len(output.logprobs)
-            output.logprobs = list(response.log_probs)
-            numbers = (p if isinstance(p, float) else max_of(p) for p in response.log_probs)
-            output.cumulative_logprob = sum(numbers)
+            output.logprobs += response.top_log_probs
+        elif response.log_probs is not None:
+            self._take_log_probs(output, response.log_probs, response.finish)
+
+    def _take_log_probs(self, output: Any, log_probs: list[float], finish: str | None) -> None:
+        output._last_logprobs_len = num_known = len(output.logprobs)
+        if self.use_trtllm_sampler:
+            assert num_known <= len(log_probs), message(
+                "log_probs_shrink", known=num_known, given=len(log_probs)
+            )
+            output.logprobs += log_probs[num_known:]
+            if finish != CANCELLED and len(output.logprobs) > output.length:
+                output.logprobs = output.logprobs[: output.length]
+        else:
+            output.logprobs += log_probs
+        assert len(output.logprobs) == output.length, message(
+            "log_probs_length", given=len(output.logprobs), length=output.length
+        )
 
     def _name_finish(self, output: Any, finish: str | None) -> None:
         names = {END_ID: "stop", STOP_WORDS: "stop", LENGTH: "length", CANCELLED: "cancelled"}
         if finish is None:
             return
+        if finish not in names:
+            raise ValueError(message("unknown_finish", value=finish))
         output.finish_reason = names[finish]
         if finish != STOP_WORDS:
             return
@@ -236,8 +275,6 @@ class RequestOutput:
                 output.stop_reason = reason
                 if not self.sampling_params.include_stop_str_in_output:
                     output.token_ids = output.token_ids[: -len(word)]
-                    if not assumed("logits_of_stop_token_are_kept"):
-                        output.logprobs = output.logprobs[: len(output.token_ids)]
                 return
 
     def _detokenize(self, output: Any) -> None:
@@ -260,6 +297,5 @@ class RequestOutput:
             self._done = True
 
 
-def max_of(top: dict[int, Any]) -> float:
-    """The chosen token's, which is the likeliest in the toy model."""
-    return float(max(item.logprob for item in top.values()))
+def _likelihood(output: Any) -> float:
+    return float("-inf") if output.cumulative_logprob is None else output.cumulative_logprob
