@@ -60,6 +60,15 @@ def test_part_is_written_as_a_chunk() -> None:
     assert cycle.written == [b"11\r\ndata: seventeen\n\n\r\n"]
 
 
+def test_part_of_a_response_that_the_connection_ends_is_written_as_it_is() -> None:
+    cycle = Cycle()
+    cycle.chunked_encoding = False
+    outlet = outlet_of(cycle)
+    outlet.has_bare_parts = True
+    assert outlet.try_write(b"data: seventeen\n\n")
+    assert cycle.written == [b"data: seventeen\n\n"]
+
+
 @pytest.mark.parametrize("obstacle", ["paused", "disconnected", "not chunked"])
 def test_part_that_cannot_go_at_once_is_left_to_the_caller(obstacle: str) -> None:
     cycle = Cycle()
