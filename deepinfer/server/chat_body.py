@@ -10,11 +10,11 @@ from deepinfer.server import refused as refused_fields
 from deepinfer.server.messages import ChatMessage, Tool, ToolChoice, ToolWish
 from deepinfer.server.schema_base import invalid, needs
 from deepinfer.server.schemas import (
-    INT32_MAX,
     MAX_MESSAGES,
     MAX_TOOLS,
     MAX_TOP_LOGPROBS,
     GenerationBody,
+    MaxTokens,
 )
 from deepinfer.text import tool_schema
 from deepinfer.text.chat_template import TEMPLATE_ARGUMENTS
@@ -33,8 +33,8 @@ class ChatBody(GenerationBody):
     messages: Annotated[list[ChatMessage], FailFast()] = Field(
         min_length=1, max_length=MAX_MESSAGES, description="The conversation so far"
     )
-    max_completion_tokens: int | None = Field(
-        default=None, ge=1, le=INT32_MAX, description="Another name for `max_tokens`"
+    max_completion_tokens: MaxTokens | None = Field(
+        default=None, description="Another name for `max_tokens`"
     )
     tools: list[Tool] = Field(
         default_factory=list,

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
+    AfterValidator,
     FailFast,
     Field,
     PlainValidator,
@@ -45,13 +46,37 @@ MAX_REPETITION_PENALTY = 10.0
 INT32_MAX = 2**31 - 1
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
-DEFAULT_MAX_TOKENS = 512  # where the context has no room for as many, it is what fits
+# What the API reference promises for completions and chats; cut to what the context has room for.
+DEFAULT_MAX_TOKENS = 512
+WHAT_FITS = -1  # as a number of tokens to generate, known from vLLM and llama.cpp: no limit
 
 # Whether the model has a token of that id, only an engine knows.
 TOKEN_ID_SCHEMA: dict[str, Any] = {"type": "integer", "minimum": 0}
 DescribedTokenId = Annotated[int, WithJsonSchema(TOKEN_ID_SCHEMA)]
 TokenIds = tuple[int, ...]
 Prompt = str | TokenIds
+
+
+def _check_max_tokens(value: int) -> int:
+    if value < 1 and value != WHAT_FITS:
+        raise invalid("must be at least 1, or -1 for what the context has room for")
+    return value
+
+
+_MAX_TOKENS_SCHEMA = {"type": "integer", "minimum": WHAT_FITS, "maximum": INT32_MAX}
+MaxTokens = Annotated[
+    int,
+    Field(le=INT32_MAX),
+    AfterValidator(_check_max_tokens),
+    WithJsonSchema({**_MAX_TOKENS_SCHEMA, "not": {"const": 0}}),
+]
+# The schema of completions says itself when it may be 0.
+MaxTokensOrZero = Annotated[
+    int,
+    Field(le=INT32_MAX),
+    AfterValidator(lambda value: value and _check_max_tokens(value)),
+    WithJsonSchema(_MAX_TOKENS_SCHEMA),
+]
 
 
 def _parse_stop(value: object) -> tuple[str, ...]:
@@ -142,12 +167,10 @@ class GenerationBody(StructuredFields, Schema):
         description="Model id, engine name or one of the served names; the first one when left "
         "out. Another name is a 404",
     )
-    max_tokens: int | None = Field(
+    max_tokens: MaxTokens | None = Field(
         default=None,
-        ge=1,
-        le=INT32_MAX,
-        description="Most tokens to generate. The default is cut to what the context has room "
-        "for; a number of yours that does not fit is a 400",
+        description="Maximum number of tokens to generate; -1: what the context has room for. The "
+        "default is cut to that; a number of yours that does not fit is a 400",
         json_schema_extra={"default": DEFAULT_MAX_TOKENS},
     )
     temperature: float = Field(
@@ -324,12 +347,10 @@ class CompletionBody(GenerationBody):
     )
 
     prompt: Prompts = Field(description="What to continue: text or token ids, one or many")
-    max_tokens: int | None = Field(
+    max_tokens: MaxTokensOrZero | None = Field(
         default=None,
-        ge=0,
-        le=INT32_MAX,
-        description=f"Most tokens to generate. {DEFAULT_MAX_TOKENS} when left out, or what fits; 0 "
-        "needs echo: true, and only scores the prompt",
+        description="Maximum number of tokens to generate; -1: what the context has room for. The "
+        "default is cut to that; 0 needs `echo: true`, and only scores the prompt",
         json_schema_extra={"default": DEFAULT_MAX_TOKENS},
     )
     best_of: int | None = Field(

@@ -59,7 +59,7 @@ def test_fields_of_fields_have_rows_too() -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        "| `max_tokens` | integer, 1 or more | `512` | honoured |",
+        "| `max_tokens` | integer, -1 or more | `512` | honoured |",
         "| `repetition_penalty` | number, above 0 to 10 | `1` | honoured |",
         "| `seed` | integer of 64 bits | none | honoured |",
         "| `messages` | array of: object; 1 to 10,000 items | required | translated |",

@@ -148,7 +148,7 @@ BAD_FIELDS: list[Case] = [
     ("model unknown", {"model": "gpt-4"}, (404, "model_not_found"), "model"),
     ("model number", {"model": 4}, INVALID, "model"),
     ("max_tokens zero", {"max_tokens": 0}, INVALID, "max_tokens"),
-    ("max_tokens negative", {"max_tokens": -1}, INVALID, "max_tokens"),
+    ("max_tokens negative", {"max_tokens": -2}, INVALID, "max_tokens"),
     ("max_tokens text", {"max_tokens": "5"}, INVALID, "max_tokens"),
     ("max_tokens fraction", {"max_tokens": 5.5}, INVALID, "max_tokens"),
     ("max_tokens true", {"max_tokens": True}, INVALID, "max_tokens"),
