@@ -53,7 +53,7 @@ def test_fields_of_fields_have_rows_too() -> None:
         assert standings[f"messages[].{name}"] == "honoured"
     for name in refused.MESSAGE:
         assert standings[f"messages[].{name}"] == "refused"
-    assert standings["stream_options.include_obfuscation"] == "refused"
+    assert standings["stream_options.include_obfuscation"] == "no effect"
 
 
 @pytest.mark.parametrize(

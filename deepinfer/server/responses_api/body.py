@@ -26,7 +26,7 @@ from deepinfer.server.responses_api.fields import (
 from deepinfer.server.responses_api.item_params import Input
 from deepinfer.server.responses_api.items import Item
 from deepinfer.server.schema_base import Schema, invalid
-from deepinfer.server.schemas import MAX_TOOLS, MAX_TOP_LOGPROBS, MaxTokens
+from deepinfer.server.schemas import MAX_TOOLS, MAX_TOP_LOGPROBS, MaxTokens, ModelName
 
 MAX_IDENTIFIER_CHARS = 512
 MAX_INCLUDED = 16
@@ -88,7 +88,7 @@ class ResponsesBody(Schema):
     )
 
     input: Input = Field(description="A user's text, or items in order")
-    model: str | None = _as_in_chats("model")
+    model: ModelName | None = _as_in_chats("model")
     instructions: str | None = Field(
         default=None, description="What the system says first; not kept for the next response"
     )
