@@ -99,6 +99,14 @@ class ServerSection(Section):
         le=64,
         description="API processes, which share the port, the engines and all limits",
     )
+    default_max_tokens: int | None = Field(
+        default=None,
+        ge=0,
+        le=2**31 - 1,
+        description="Maximum tokens of an answer whose request sets no limit; 0: what the context "
+        "has room for; none: 512 for /v1/completions and /v1/chat/completions, and what the "
+        "context has room for on /v1/responses",
+    )
     max_body_bytes: int = Field(
         default=8 * 2**20,
         ge=1024,
@@ -121,6 +129,13 @@ class ServerSection(Section):
         gt=0,
         allow_inf_nan=False,
         description="Seconds that a request may wait for its turn; none: as long as it takes",
+    )
+    first_byte_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds that a stream waits for its first token before it starts with a ping; "
+        "until then an error has its own status, after that it is an event",
     )
     stalled_client_timeout_s: float = Field(
         default=60.0,

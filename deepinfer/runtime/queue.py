@@ -133,8 +133,9 @@ class AdmissionQueue:
     def _check_size(self, request: GenerationRequest) -> None:
         if self.capacity.blocks_for(request.max_total_len) > self.capacity.num_blocks:
             raise ContextLengthExceeded(
-                f"The prompt has {len(request.prompt_token_ids):,} tokens and max_tokens is "
-                f"{request.sampling.max_tokens:,}; by its KV cache this engine's maximum context "
-                f"length is {self.capacity.num_tokens:,} tokens",
+                # The first words are OpenAI's, by which client libraries know this error.
+                f"This model's maximum context length is {self.capacity.num_tokens} tokens, which "
+                f"is all of the KV cache; the prompt has {len(request.prompt_token_ids):,} and "
+                f"max_tokens is {request.sampling.max_tokens:,}",
                 param="max_tokens",
             )

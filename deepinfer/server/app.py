@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deepinfer import __version__
 from deepinfer.errors import RequestError
@@ -65,6 +66,7 @@ def create_app(state: ServerState) -> FastAPI:
     app.add_exception_handler(RequestError, handle_request_error)
     app.add_exception_handler(HTTPException, handle_http_exception)
     # The last one added is the outermost.
+    app.add_middleware(HeadAsGet)
     app.add_middleware(CancelOnDisconnect)
     app.add_middleware(LimitCheck, keys=state.keys, limiter=state.limiter)
     app.add_middleware(KeyCheck, keys=state.keys, open_paths=_open_paths(state))
@@ -72,6 +74,27 @@ def create_app(state: ServerState) -> FastAPI:
     _open_to_pages(app, state)
     _complete_routes(app)
     return app
+
+
+class HeadAsGet:
+    """ASGI middleware: a HEAD request is answered by its path's GET route.
+
+    The HTTP server sends the head of that response only.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        # A copy: the server reads in the original that no body is to be sent.
+        as_get = {**scope, "method": "GET"}
+        try:
+            await self._app(as_get, receive, send)
+        finally:
+            scope["route"] = as_get.get("route")  # for the metrics
 
 
 def _complete_routes(app: FastAPI) -> None:

@@ -10,20 +10,24 @@ from deepinfer.server import refused as refused_fields
 from deepinfer.server.messages import ChatMessage, Tool, ToolChoice, ToolWish
 from deepinfer.server.schema_base import invalid, needs
 from deepinfer.server.schemas import (
-    INT32_MAX,
     MAX_MESSAGES,
     MAX_TOOLS,
     MAX_TOP_LOGPROBS,
     GenerationBody,
+    MaxTokens,
 )
 from deepinfer.text import tool_schema
 from deepinfer.text.chat_template import TEMPLATE_ARGUMENTS
+
+# As in the OpenAI API.
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class ChatBody(GenerationBody):
     """The body of POST /v1/chat/completions."""
 
     refused = refused_fields.CHAT
+    without_effect = refused_fields.CHAT_WITHOUT_EFFECT
     rules = (
         *GenerationBody.rules,
         needs("top_logprobs", logprobs=True),
@@ -33,8 +37,8 @@ class ChatBody(GenerationBody):
     messages: Annotated[list[ChatMessage], FailFast()] = Field(
         min_length=1, max_length=MAX_MESSAGES, description="The conversation so far"
     )
-    max_completion_tokens: int | None = Field(
-        default=None, ge=1, le=INT32_MAX, description="Another name for `max_tokens`"
+    max_completion_tokens: MaxTokens | None = Field(
+        default=None, description="Another name for `max_tokens`"
     )
     tools: list[Tool] = Field(
         default_factory=list,
@@ -67,7 +71,11 @@ class ChatBody(GenerationBody):
     add_special_tokens: bool = Field(
         default=False, description="Add special tokens to those that the chat template writes"
     )
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = Field(
+    reasoning_effort: ReasoningEffort | None = Field(
+        default=None,
+        description="Handed to the chat template, which may know it; `xhigh` and `max` as `high`",
+    )
+    verbosity: Literal["low", "medium", "high"] | None = Field(
         default=None, description="Handed to the chat template, which may know it"
     )
     chat_template_kwargs: dict[str, Any] = Field(
@@ -97,8 +105,11 @@ class ChatBody(GenerationBody):
         arguments = dict(self.chat_template_kwargs)
         if self.offers_tools:
             arguments["tools"] = [tool.as_template_input() for tool in self.tools]
-        if self.reasoning_effort is not None:
-            arguments["reasoning_effort"] = self.reasoning_effort
+        if (effort := self.reasoning_effort) is not None:
+            # Templates know no more than high.
+            arguments["reasoning_effort"] = "high" if effort in ("xhigh", "max") else effort
+        if self.verbosity is not None:
+            arguments["verbosity"] = self.verbosity
         return arguments
 
     @property

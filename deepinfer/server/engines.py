@@ -32,6 +32,7 @@ class ServedEngine:
     names: EngineNames
     queue_timeout_s: float | None = None
     request_timeout_s: float | None = None
+    default_max_tokens: int | None = None  # of requests that set no limit; 0: what fits
     named_tool_format: str | None = None  # by the operator; None: the chat template shows it
     adapter: LoraAdapter | None = None  # that every request of this name is answered with
     meter: GenerationMeter = field(default_factory=GenerationMeter, compare=False)
@@ -39,6 +40,14 @@ class ServedEngine:
     @property
     def manifest(self) -> EngineManifest:
         return self.client.manifest
+
+    @property
+    def context_len(self) -> int:
+        """Tokens of prompt and answer that a sequence may have, as far as the KV cache goes."""
+        max_seq_len, capacity = self.manifest.limits.max_seq_len, self.client.capacity
+        if capacity is None:  # not loaded yet
+            return max_seq_len
+        return min(max_seq_len, capacity.num_tokens - capacity.guesses_per_sequence)
 
     @cached_property
     def tool_format(self) -> ToolFormat | None:

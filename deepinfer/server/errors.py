@@ -166,8 +166,9 @@ def _allowed_methods(request: Request) -> list[str]:
     return [
         method
         for method in METHODS
+        for routed in ["GET" if method == "HEAD" else method]
         if any(
-            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            route.matches({**request.scope, "method": routed})[0] is Match.FULL
             for route in request.app.routes
         )
     ]

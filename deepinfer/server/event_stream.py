@@ -3,13 +3,16 @@
 Events are written to the connection in the callback that brings their tokens from the engine. Only
 when the connection takes no more does the request's task wait for it; what comes meanwhile is put
 together, and is one piece when the client has caught up.
+
+A stream begins when its first tokens are there, so that what fails before has a status of its own.
+When they take long it begins with a comment, because proxies end what is silent for a minute.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import Protocol
 
 from starlette.responses import Response
@@ -56,15 +59,15 @@ class Source(Protocol):
 class EventStream(Response):
     """Sends events as they come. An error on the way becomes the last event.
 
-    Made by `open_stream`, which has waited for the first event: whatever goes wrong before it is
-    answered with a status of its own.
+    Made by `open_stream`. `first` is the first event, or the task that will have its deltas: then
+    the stream begins with a comment, and what goes wrong before the first event is an event too.
     """
 
     def __init__(
         self,
         source: Source,
         deltas: AsyncGenerator[list[Delta], None],
-        first: bytes,
+        first: bytes | asyncio.Task[list[Delta]],
         writer: EventWriter,
         ping_interval_s: float = PING_INTERVAL_S,
     ) -> None:
@@ -82,11 +85,11 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # The layers between have seen the head, and have nothing to do with what follows it.
         send_event = scope.get(DIRECT_SEND_KEY, send)
-        async with aclosing(self._deltas):
+        async with aclosing(self._deltas), _ending(self._first):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             pinging = asyncio.create_task(self._ping(send_event))
             try:
-                await send(_body(self._first))
+                await send(_body(await self._wait_for_first(send)))
                 await self._send_rest(send_event, find_outlet(scope))
                 await send_event(_body(self._writer.end()))
             except Exception as error:
@@ -96,6 +99,12 @@ class EventStream(Response):
             finally:
                 pinging.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _wait_for_first(self, send: Send) -> bytes:
+        if isinstance(self._first, bytes):
+            return self._first
+        await send(_body(PING))
+        return self._writer.write(await self._first)
 
     async def _send_rest(self, send: Send, try_write: Callable[[bytes], bool]) -> None:
         held = b""  # what the connection did not take
@@ -130,8 +139,37 @@ def _body(event: bytes) -> dict[str, object]:
     return {"type": "http.response.body", "body": event, "more_body": True}
 
 
-async def open_stream(source: Source, writer: EventWriter) -> EventStream:
-    """Wait for the first tokens and answer with the stream. Raises what happens before them."""
+@asynccontextmanager
+async def _ending(first: bytes | asyncio.Task[list[Delta]]) -> AsyncGenerator[None, None]:
+    """Cancel the task at the end if it still runs: its generator cannot be closed before."""
+    try:
+        yield
+    finally:
+        if isinstance(first, asyncio.Task):
+            first.cancel()
+            await asyncio.wait((first,))
+            if not first.cancelled():
+                first.exception()  # else Python reports that nobody has read it
+
+
+async def _read_first(deltas: AsyncGenerator[list[Delta], None]) -> list[Delta]:
+    return await anext(deltas)
+
+
+async def open_stream(
+    source: Source, writer: EventWriter, first_byte_timeout_s: float
+) -> EventStream:
+    """Wait for the first tokens, at most the given seconds, and answer with the stream.
+
+    Raises what happens in that time instead of tokens.
+    """
     deltas = source.deltas()
-    first = writer.write(await anext(deltas))
-    return EventStream(source, deltas, first, writer)
+    first = asyncio.create_task(_read_first(deltas))
+    try:
+        await asyncio.wait((first,), timeout=first_byte_timeout_s)
+    except asyncio.CancelledError:
+        async with _ending(first):
+            raise
+    if not first.done():
+        return EventStream(source, deltas, first, writer)
+    return EventStream(source, deltas, writer.write(first.result()), writer)

@@ -180,8 +180,8 @@ class Generation:
     def _note_submission(self) -> None:
         """Raises RateLimitExceeded when the key has no tokens left for it."""
         if self._record.allowance is not None:
-            longest = sum(choice.request.sampling.max_tokens for choice in self._plan.choices)
-            self._record.allowance.reserve(self._plan.prompt_tokens, longest)
+            plan = self._plan
+            self._record.allowance.reserve(plan.prompt_tokens, plan.reserved_tokens)
         self._record.model = self._engine.model_id
         self._record.submitted_at = time.monotonic()
         self._engine.meter.begin(self)

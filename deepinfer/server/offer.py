@@ -98,6 +98,7 @@ def _open(config: ServeConfig, offered: OfferedEngine, client: EngineClient) -> 
         offered.names,
         queue_timeout_s=config.server.queue_timeout_s,
         request_timeout_s=config.server.request_timeout_s,
+        default_max_tokens=config.server.default_max_tokens,
         named_tool_format=None if tool_format == "auto" else tool_format,
     )
 

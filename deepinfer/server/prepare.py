@@ -23,6 +23,7 @@ from deepinfer.server.messages import ChatMessage
 from deepinfer.server.schemas import (
     DEFAULT_MAX_TOKENS,
     INT64_MAX,
+    WHAT_FITS,
     CompletionBody,
     GenerationBody,
     Prompt,
@@ -56,6 +57,23 @@ class Scoring:
 
 
 @dataclass(frozen=True)
+class _MaxTokens:
+    """How many tokens a request allows for an answer, before the prompt's length is known."""
+
+    asked: int | None  # by the client; None: nothing
+    default: int | None  # of the route; None: what the context has room for
+    is_cut: bool = False  # what is asked may be more than the context has room for
+
+    def reserve(self, limit: int) -> int:
+        """Of the `limit` that it comes to, what is held until the answer is there.
+
+        Of a limit that no client has asked for it is little: few answers fill their context.
+        """
+        is_asked = self.asked is not None and self.asked != WHAT_FITS
+        return limit if is_asked else min(limit, DEFAULT_MAX_TOKENS)
+
+
+@dataclass(frozen=True)
 class Choice:
     """One sequence to generate and the text that becomes of it."""
 
@@ -71,6 +89,7 @@ class Plan:
 
     choices: tuple[Choice, ...]
     prompt_tokens: int  # each prompt counted once, however many choices it has
+    reserved_tokens: int  # of answers, which the key's limit holds until they are there
     priority: int = 0  # among the requests of one key; a lower one comes first
 
 
@@ -82,22 +101,28 @@ async def prepare_completion(engine: ServedEngine, body: CompletionBody, id_: st
     is_ranked = body.num_candidates > body.n
     num_log_probs = 0 if is_ranked and body.logprobs is None else body.logprobs
     scoring = Scoring(num_log_probs, body.echo, body.echo and body.logprobs is not None)
-    return _plan(engine, body, prompts, body.max_tokens, id_, scoring, param="prompt")
+    max_tokens = _MaxTokens(body.max_tokens, DEFAULT_MAX_TOKENS)
+    return _plan(engine, body, prompts, max_tokens, id_, scoring, param="prompt")
 
 
 async def prepare_chat(
-    engine: ServedEngine, body: ChatBody, id_: str, *, cuts_max_tokens: bool = False
+    engine: ServedEngine,
+    body: ChatBody,
+    id_: str,
+    *,
+    cuts_max_tokens: bool = False,
+    default_max_tokens: int | None = DEFAULT_MAX_TOKENS,
 ) -> Plan:
     """Raises what `tokenize_chat_body` does, InvalidValue or ContextLengthExceeded.
 
     With `cuts_max_tokens` an answer may be as long as the context has room, if that is less.
+    `default_max_tokens` is the route's own default; None is what the context has room for. The
+    operator's setting replaces it.
     """
     prompt = await tokenize_chat_body(engine, body)
     scoring = Scoring((body.top_logprobs or 0) if body.logprobs else None)
-    asked = body.asked_max_tokens
-    if cuts_max_tokens and asked is not None:
-        asked = min(asked, max(engine.manifest.limits.max_seq_len - len(prompt), 1))
-    return _plan(engine, body, [prompt], asked, id_, scoring, param="messages")
+    max_tokens = _MaxTokens(body.asked_max_tokens, default_max_tokens, cuts_max_tokens)
+    return _plan(engine, body, [prompt], max_tokens, id_, scoring, param="messages")
 
 
 async def tokenize_chat_body(engine: ServedEngine, body: ChatBody) -> TokenIds:
@@ -170,7 +195,7 @@ def _plan(
     engine: ServedEngine,
     body: GenerationBody,
     prompts: Sequence[TokenIds],
-    asked_max_tokens: int | None,
+    max_tokens: _MaxTokens,
     id_: str,
     scoring: Scoring,
     *,
@@ -178,7 +203,7 @@ def _plan(
 ) -> Plan:
     if body.truncate_prompt_tokens is not None:
         prompts = [prompt[-body.truncate_prompt_tokens :] for prompt in prompts]
-    max_tokens = [_fit_max_tokens(engine, len(p), asked_max_tokens, param) for p in prompts]
+    limits = [_fit_max_tokens(engine, len(prompt), max_tokens, param) for prompt in prompts]
     prompt_tokens = sum(len(prompt) for prompt in prompts)
     if prompt_tokens * body.num_candidates > MAX_PROMPT_TOKENS_PER_REQUEST:
         raise InvalidValue(
@@ -194,7 +219,7 @@ def _plan(
     shown = _shown_tokens(engine, body, grammar)
     stop = StopMatcher(body.stop, is_shown=body.include_stop_str_in_output)
     choices: list[Choice] = []
-    for prompt, limit in zip(prompts, max_tokens, strict=True):
+    for prompt, limit in zip(prompts, limits, strict=True):
         check_token_ids(engine, prompt, param)
         echo = engine.tokenizer.decode(prompt) if scoring.is_echo else None
         for i in range(body.num_candidates):
@@ -216,7 +241,8 @@ def _plan(
                 is_stop_shown=body.include_stop_str_in_output,
             )
             choices.append(Choice(index, request, output, echo))
-    return Plan(tuple(choices), prompt_tokens, body.priority)
+    reserved = sum(map(max_tokens.reserve, limits)) * body.num_candidates
+    return Plan(tuple(choices), prompt_tokens, reserved, body.priority)
 
 
 def _shown_tokens(
@@ -247,26 +273,35 @@ def _keep_scores(engine: ServedEngine, scoring: Scoring, echo: str | None) -> Sc
     return ScoreKeeper(engine.tokenizer, start=len(echo or ""))
 
 
-def _fit_max_tokens(engine: ServedEngine, prompt_len: int, asked: int | None, param: str) -> int:
+def _fit_max_tokens(
+    engine: ServedEngine, prompt_len: int, max_tokens: _MaxTokens, param: str
+) -> int:
     """The tokens to generate: as asked, or the default cut to the room that the prompt leaves."""
-    limits = engine.manifest.limits
     if not prompt_len:
         raise InvalidValue(f"`{param}` holds no token at all", param=param)
-    room = limits.max_seq_len - prompt_len
-    max_prompt_len = min(limits.max_input_len, limits.max_seq_len - 1)
+    limits, context_len = engine.manifest.limits, engine.context_len
+    room = context_len - prompt_len
+    max_prompt_len = min(limits.max_input_len, context_len - 1)
     if prompt_len > max_prompt_len:
         raise ContextLengthExceeded(
-            # Client libraries tell this error from others by "prompt is too long" in its message.
-            f"The prompt is too long: it has {prompt_len:,} tokens, and this engine accepts at "
-            f"most {max_prompt_len:,}",
+            # Client libraries know this error by OpenAI's first words, by "prompt is too long", or
+            # both, and some read the first number, so it has no separators.
+            f"This model's maximum context length is {context_len} tokens; the prompt is "
+            f"too long: it has {prompt_len:,}, which may be at most {max_prompt_len:,}",
             param=param,
         )
+    asked = max_tokens.asked
     if asked is None:
-        return min(DEFAULT_MAX_TOKENS, room)
+        default = engine.default_max_tokens
+        default = max_tokens.default if default is None else default
+        return min(default, room) if default else room
+    if asked == WHAT_FITS:
+        return room
     if asked > room:
+        if max_tokens.is_cut:
+            return room
         raise ContextLengthExceeded(
-            # OpenAI's words, by which client libraries know it.
-            f"This model's maximum context length is {limits.max_seq_len:,} tokens; the prompt has "
+            f"This model's maximum context length is {context_len} tokens; the prompt has "
             f"{prompt_len:,} and max_tokens is {asked:,}, which may be at most {room:,}",
             param=param,
         )

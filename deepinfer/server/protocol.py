@@ -2,7 +2,8 @@
 
 uvicorn reads any head, however long it is and takes. What this refuses is refused before a request
 exists, so it has no id and no line in the log of requests. It also has the outlet by which a part
-of a response is written at once, where ASGI takes a coroutine for it. It knows no routes.
+of a response is written at once, where ASGI takes a coroutine for it. An offer to upgrade to
+another protocol is ignored, and a client of HTTP/1.0 gets no chunks. It knows no routes.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 import msgspec
-from starlette.types import Scope
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from deepinfer.errors import HeadTooLarge, InvalidHttp, RequestError
@@ -28,23 +30,54 @@ class Outlet:
     """Where a response that has begun may be written past ASGI, as long as its client keeps up."""
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = cycle
+        self.cycle = cycle
+        self.has_bare_parts = False  # the end of the connection is the end of the response
         self._flow = cycle.flow
         self._write = cycle.transport.write
 
     def try_write(self, part: bytes) -> bool:
         """Write a part now, or return False: then `send` is the way, and waits if it must."""
-        cycle = self._cycle
-        if self._flow.write_paused or cycle.disconnected or not cycle.chunked_encoding:
+        cycle = self.cycle
+        if self._flow.write_paused or cycle.disconnected:
             return False
-        self._write(b"%x\r\n%b\r\n" % (len(part), part))
-        return True
+        if cycle.chunked_encoding:
+            self._write(b"%x\r\n%b\r\n" % (len(part), part))
+            return True
+        if self.has_bare_parts:
+            self._write(part)
+        return self.has_bare_parts
 
 
 def find_outlet(scope: Scope) -> Callable[[bytes], bool]:
     """`try_write` of the response to this request; on another kind of server it never can."""
     outlet = scope.get(OUTLET_KEY)
     return outlet.try_write if isinstance(outlet, Outlet) else lambda _: False
+
+
+class _WithoutChunks:
+    """An application whose client speaks HTTP/1.0 and knows no chunks, which uvicorn would send.
+
+    The end of the connection is the end of a response that does not say its length.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        outlet: Outlet = scope[OUTLET_KEY]
+        cycle = outlet.cycle
+
+        async def send_unchunked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                names = {name.lower() for name, _ in message["headers"]}
+                if b"content-length" not in names:
+                    outlet.has_bare_parts = True
+                    cycle.chunked_encoding = False
+            elif outlet.has_bare_parts:
+                cycle.expected_content_length = len(message.get("body", b""))  # of this part
+            await send(message)
+
+        await self._app(scope, receive, send_unchunked)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -69,13 +102,49 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         was_in_head = self._is_in_head
-        super().data_received(data)
+        self._parse(data)
         # The parser keeps a field to itself until all of it has come.
         if was_in_head and self._is_in_head and not self.transport.is_closing():
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._error = _too_large()
                 self.send_400_response("")
+
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser, which stops after the head of a request that offers another protocol.
+
+        No other protocol is served, so the request continues as HTTP/1.1 (RFC 9110, section 7.8):
+        the parser reads the head once more without the offer, and then the body.
+        """
+        self._unset_keepalive_if_required()
+        rest = memoryview(data)
+        while True:
+            try:
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as stop:
+                if not self._has_unserved_upgrade:
+                    return  # CONNECT: what follows is for somewhere else
+                head = self._head_without_upgrade()
+                rest = rest[stop.args[0] :]
+            except httptools.HttpParserError:
+                self.send_400_response("")
+                return
+            try:
+                self.parser.feed_data(head)
+            except httptools.HttpParserError:
+                self.send_400_response("")
+                return
+
+    @property
+    def _has_unserved_upgrade(self) -> bool:
+        return bool(self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT")
+
+    def _head_without_upgrade(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % field for field in self.headers if field[0] != b"upgrade"]
+        return b"\r\n".join((*lines, b"", b""))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -93,10 +162,17 @@ class BoundedProtocol(HttpToolsProtocol):
         self._check_head(len(self.url) + self._field_bytes)
 
     def on_headers_complete(self) -> None:
+        if self._has_unserved_upgrade:
+            return  # no request begins until the head has been read without its offer
         self._end_head()
+        app = self.config.loaded_app
+        self.app = app if self.parser.get_http_version() == "1.1" else _WithoutChunks(app)
         super().on_headers_complete()
-        if self.cycle.scope is self.scope:  # not for a request to speak another protocol
-            self.scope[OUTLET_KEY] = Outlet(self.cycle)  # type: ignore[literal-required]
+        self.scope[OUTLET_KEY] = Outlet(self.cycle)  # type: ignore[literal-required]
+
+    def on_message_complete(self) -> None:
+        if not self._has_unserved_upgrade:
+            super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """What is no request, or a refused one, is answered and ends the connection."""

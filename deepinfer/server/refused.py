@@ -26,6 +26,7 @@ TRANSLATED = frozenset(
         "response_format",
         "structured_outputs",
         "tools",
+        "verbosity",
     }
 )
 
@@ -58,8 +59,6 @@ CHAT: Neutral = {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
-    "prediction": (),
-    "verbosity": ("medium",),
     "web_search_options": (),
     "chat_template": (),
     "documents": ([],),
@@ -149,6 +148,15 @@ WITHOUT_EFFECT = {
     "user": "Accepted; not kept",
 }
 
+
+CHAT_WITHOUT_EFFECT = {
+    **WITHOUT_EFFECT,
+    "prediction": "Accepted; the answer is the same without it",
+}
+
+STREAM_OPTIONS_WITHOUT_EFFECT = {
+    "include_obfuscation": "Accepted; events are not padded",
+}
 
 MESSAGES_WITHOUT_EFFECT = {
     "cache_control": "Accepted; prompts share their cache without it",

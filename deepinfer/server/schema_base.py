@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     GetJsonSchemaHandler,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
@@ -65,13 +66,16 @@ class Schema(BaseModel):
     def unknown_fields(self) -> set[str]:
         return set(self.model_extra or ()) - self.refused.keys() - self.without_effect.keys()
 
-    @field_validator("*", mode="before")
+    @field_validator("*", mode="wrap")
     @classmethod
-    def _read_null_as_default(cls, value: object, info: ValidationInfo) -> object:
+    def _read_null_as_default(
+        cls, value: object, validate: ValidatorFunctionWrapHandler, info: ValidationInfo
+    ) -> object:
+        """A default is what the field's own validators make, and not what they take."""
         assert info.field_name is not None
         field = cls.model_fields[info.field_name]
         if value is not None or field.is_required():
-            return value
+            return validate(value)
         return field.get_default(call_default_factory=True, validated_data={})
 
     @field_validator("*", mode="before")

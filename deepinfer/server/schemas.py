@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
+    AfterValidator,
     FailFast,
     Field,
     PlainValidator,
@@ -27,13 +28,15 @@ from deepinfer.validation import MAX_SHOWN_CHARS
 
 # Bounds of OpenAI's description of its API.
 MAX_CHOICES = 128
-MAX_STOP_STRINGS = 4
 MAX_LOGIT_BIAS = 100
 MAX_COMPLETION_LOGPROBS = 5
 MAX_TOP_LOGPROBS = 20
 MAX_BEST_OF = 20
 # Bounds of ours: nothing that a client sends may cost more than it is worth.
+MAX_STOP_STRINGS = 64  # OpenAI's 4 are too few for evaluation harnesses
 MAX_STOP_CHARS = 1_000
+# An automaton is made of them on the event loop; so many characters take some milliseconds.
+MAX_ALL_STOP_CHARS = 8_000
 MAX_STOP_TOKEN_IDS = 128
 MAX_LOGIT_BIASES = 1_024
 MAX_TOKEN_ID_DIGITS = 10
@@ -45,7 +48,9 @@ MAX_REPETITION_PENALTY = 10.0
 INT32_MAX = 2**31 - 1
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
-DEFAULT_MAX_TOKENS = 512  # where the context has no room for as many, it is what fits
+# What the API reference promises for completions and chats; cut to what the context has room for.
+DEFAULT_MAX_TOKENS = 512
+WHAT_FITS = -1  # as a number of tokens to generate, known from vLLM and llama.cpp: no limit
 
 # Whether the model has a token of that id, only an engine knows.
 TOKEN_ID_SCHEMA: dict[str, Any] = {"type": "integer", "minimum": 0}
@@ -54,31 +59,55 @@ TokenIds = tuple[int, ...]
 Prompt = str | TokenIds
 
 
-def _parse_stop(value: object) -> tuple[str, ...]:
+def _check_max_tokens(value: int) -> int:
+    if value < 1 and value != WHAT_FITS:
+        raise invalid("must be at least 1, or -1 for what the context has room for")
+    return value
+
+
+_MAX_TOKENS_SCHEMA = {"type": "integer", "minimum": WHAT_FITS, "maximum": INT32_MAX}
+MaxTokens = Annotated[
+    int,
+    Field(le=INT32_MAX),
+    AfterValidator(_check_max_tokens),
+    WithJsonSchema({**_MAX_TOKENS_SCHEMA, "not": {"const": 0}}),
+]
+# The schema of completions says itself when it may be 0.
+MaxTokensOrZero = Annotated[
+    int,
+    Field(le=INT32_MAX),
+    AfterValidator(lambda value: value and _check_max_tokens(value)),
+    WithJsonSchema(_MAX_TOKENS_SCHEMA),
+]
+
+
+def parse_stop(value: object) -> tuple[str, ...]:
+    """The stop strings; empty ones, which some clients send, are none."""
     strings = [value] if isinstance(value, str) else value
     if not isinstance(strings, list | tuple) or not all(isinstance(s, str) for s in strings):
         raise invalid("must be a string or an array of strings")
     if len(strings) > MAX_STOP_STRINGS:
         raise invalid(f"must have at most {MAX_STOP_STRINGS} strings")
     for index, string in enumerate(strings):
-        if not string:
-            raise invalid("must not be empty", f"[{index}]")
         if len(string) > MAX_STOP_CHARS:
-            raise invalid(f"must have at most {MAX_STOP_CHARS:,} characters", f"[{index}]")
-    return tuple(strings)
+            at = "" if isinstance(value, str) else f"[{index}]"
+            raise invalid(f"must have at most {MAX_STOP_CHARS:,} characters", at)
+    if sum(map(len, strings)) > MAX_ALL_STOP_CHARS:
+        raise invalid(f"must have at most {MAX_ALL_STOP_CHARS:,} characters together")
+    return tuple(string for string in strings if string)
 
 
 StopStrings = Annotated[
     tuple[str, ...],
-    PlainValidator(_parse_stop),
+    PlainValidator(parse_stop),
     WithJsonSchema(
         {
             "anyOf": [
-                {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS},
+                {"type": "string", "maxLength": MAX_STOP_CHARS},
                 {
                     "type": "array",
                     "maxItems": MAX_STOP_STRINGS,
-                    "items": {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS},
+                    "items": {"type": "string", "maxLength": MAX_STOP_CHARS},
                 },
             ]
         }
@@ -120,8 +149,12 @@ LogitBias = Annotated[
 ]
 
 
+# Clients that know one model only send no name for it, or an empty one.
+ModelName = Annotated[str, AfterValidator(lambda name: name or None)]
+
+
 class StreamOptions(Schema):
-    refused = refused_fields.STREAM_OPTIONS
+    without_effect = refused_fields.STREAM_OPTIONS_WITHOUT_EFFECT
 
     include_usage: bool = Field(
         default=False, description="End the stream with a chunk that holds the usage"
@@ -137,17 +170,15 @@ class GenerationBody(StructuredFields, Schema):
     without_effect = refused_fields.WITHOUT_EFFECT
     rules: ClassVar[tuple[Rule, ...]] = (needs("stream_options", stream=True),)
 
-    model: str | None = Field(
+    model: ModelName | None = Field(
         default=None,
         description="Model id, engine name or one of the served names; the first one when left "
         "out. Another name is a 404",
     )
-    max_tokens: int | None = Field(
+    max_tokens: MaxTokens | None = Field(
         default=None,
-        ge=1,
-        le=INT32_MAX,
-        description="Most tokens to generate. The default is cut to what the context has room "
-        "for; a number of yours that does not fit is a 400",
+        description="Maximum number of tokens to generate; -1: what the context has room for. The "
+        "default is cut to that; a number of yours that does not fit is a 400",
         json_schema_extra={"default": DEFAULT_MAX_TOKENS},
     )
     temperature: float = Field(
@@ -181,7 +212,8 @@ class GenerationBody(StructuredFields, Schema):
         description="Makes sampling repeatable; choice i of n is sampled with seed + i",
     )
     stop: StopStrings = Field(
-        default=(), description="Strings that end the answer; they are not part of it"
+        default=(),
+        description="Strings that end the answer; they are not part of it. Empty ones are ignored",
     )
     stop_token_ids: Annotated[list[DescribedTokenId], FailFast()] = Field(
         default_factory=list,
@@ -324,12 +356,10 @@ class CompletionBody(GenerationBody):
     )
 
     prompt: Prompts = Field(description="What to continue: text or token ids, one or many")
-    max_tokens: int | None = Field(
+    max_tokens: MaxTokensOrZero | None = Field(
         default=None,
-        ge=0,
-        le=INT32_MAX,
-        description=f"Most tokens to generate. {DEFAULT_MAX_TOKENS} when left out, or what fits; 0 "
-        "needs echo: true, and only scores the prompt",
+        description="Maximum number of tokens to generate; -1: what the context has room for. The "
+        "default is cut to that; 0 needs `echo: true`, and only scores the prompt",
         json_schema_extra={"default": DEFAULT_MAX_TOKENS},
     )
     best_of: int | None = Field(

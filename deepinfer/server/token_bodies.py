@@ -10,13 +10,13 @@ from deepinfer.server import refused as refused_fields
 from deepinfer.server.chat_body import ChatBody
 from deepinfer.server.messages import ChatMessage, Tool
 from deepinfer.server.schema_base import Schema, invalid, missing
-from deepinfer.server.schemas import MAX_MESSAGES, MAX_TOOLS, DescribedTokenId
+from deepinfer.server.schemas import MAX_MESSAGES, MAX_TOOLS, DescribedTokenId, ModelName
 
 
 class ModelBody(Schema):
     """A body that says whose tokens are meant."""
 
-    model: str | None = Field(
+    model: ModelName | None = Field(
         default=None, description="Model id or engine name; the first engine when left out"
     )
 

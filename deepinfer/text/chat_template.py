@@ -33,7 +33,7 @@ from deepinfer.text.template_bounds import (
 
 # What a caller may pass on to a template besides the messages.
 TEMPLATE_ARGUMENTS = frozenset(
-    {"tools", "documents", "enable_thinking", "thinking", "reasoning_effort"}
+    {"tools", "documents", "enable_thinking", "thinking", "reasoning_effort", "verbosity"}
 )
 MAX_DETAIL_CHARS = 500
 MAX_RENDER_S = 1.0  # many times what the longest conversation takes

@@ -53,13 +53,13 @@ def test_fields_of_fields_have_rows_too() -> None:
         assert standings[f"messages[].{name}"] == "honoured"
     for name in refused.MESSAGE:
         assert standings[f"messages[].{name}"] == "refused"
-    assert standings["stream_options.include_obfuscation"] == "refused"
+    assert standings["stream_options.include_obfuscation"] == "no effect"
 
 
 @pytest.mark.parametrize(
     "row",
     [
-        "| `max_tokens` | integer, 1 or more | `512` | honoured |",
+        "| `max_tokens` | integer, -1 or more | `512` | honoured |",
         "| `repetition_penalty` | number, above 0 to 10 | `1` | honoured |",
         "| `seed` | integer of 64 bits | none | honoured |",
         "| `messages` | array of: object; 1 to 10,000 items | required | translated |",

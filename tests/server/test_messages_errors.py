@@ -90,7 +90,7 @@ CASES: dict[str, Case] = {
     "top_k": ({"top_k": -2}, INVALID, "top_k"),
     "stream text": ({"stream": "yes"}, INVALID, "stream"),
     "stop string": ({"stop_sequences": "x"}, INVALID, "stop_sequences"),
-    "stop empty": ({"stop_sequences": ["x", ""]}, INVALID, "stop_sequences[1]"),
+    "stop null": ({"stop_sequences": ["x", None]}, INVALID, "stop_sequences"),
     "stop long": ({"stop_sequences": ["x" * 1_001]}, INVALID, "stop_sequences[0]"),
     "stop too many": ({"stop_sequences": ["x"] * 65}, INVALID, "stop_sequences"),
     "stop too much": ({"stop_sequences": ["x" * 1_000] * 9}, INVALID, "stop_sequences"),

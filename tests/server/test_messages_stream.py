@@ -39,7 +39,7 @@ from tests.server.messaging import (
     serving_template,
     user,
 )
-from tests.server.serving import MODEL_ID, ServerProcess, client_of
+from tests.server.serving import DEADLINE_S, MODEL_ID, ServerProcess, client_of
 from tests.server.sources import ScriptedSource
 
 EVENTS: TypeAdapter[Any] = TypeAdapter(
@@ -242,7 +242,7 @@ async def test_what_goes_wrong_later_is_the_last_event() -> None:
         generation=cast(Generation, source),
         writer=BlockWriter(ChatReader()),
     )
-    stream = await open_stream(source, run)
+    stream = await open_stream(source, run, DEADLINE_S)
     await stream({"type": "http", RECORD_KEY: RequestRecord("req-1")}, receive, send)
     *_, event = b"".join(sent).strip().split(b"\n\n")
     (error,) = read_stream(event + b"\n\n")

@@ -17,6 +17,7 @@ from deepinfer.server.event_stream import open_stream
 from deepinfer.server.generate import Delta
 from deepinfer.server.protocol import OUTLET_KEY, Outlet, find_outlet
 from deepinfer.server.record import RECORD_KEY, RequestRecord
+from tests.server.serving import DEADLINE_S
 from tests.server.sources import PlainWriter, ScriptedSource
 
 
@@ -60,6 +61,15 @@ def test_part_is_written_as_a_chunk() -> None:
     assert cycle.written == [b"11\r\ndata: seventeen\n\n\r\n"]
 
 
+def test_part_of_a_response_that_the_connection_ends_is_written_as_it_is() -> None:
+    cycle = Cycle()
+    cycle.chunked_encoding = False
+    outlet = outlet_of(cycle)
+    outlet.has_bare_parts = True
+    assert outlet.try_write(b"data: seventeen\n\n")
+    assert cycle.written == [b"data: seventeen\n\n"]
+
+
 @pytest.mark.parametrize("obstacle", ["paused", "disconnected", "not chunked"])
 def test_part_that_cannot_go_at_once_is_left_to_the_caller(obstacle: str) -> None:
     cycle = Cycle()
@@ -87,7 +97,7 @@ async def test_what_a_lagging_client_has_yet_to_be_sent_comes_before_the_failure
         call.flush()
         call.fail(EngineUnavailable("It ended"))
 
-    stream = await open_stream(PouredCall(call), PlainWriter())
+    stream = await open_stream(PouredCall(call), PlainWriter(), DEADLINE_S)
     scope = {"type": "http", RECORD_KEY: RequestRecord("r"), OUTLET_KEY: outlet_of(cycle)}
     failing = asyncio.create_task(fail_after_a_token())
     await stream(scope, lambda: None, send)  # type: ignore[arg-type, return-value]
@@ -108,7 +118,7 @@ async def test_client_that_lags_is_waited_for_and_nothing_is_lost() -> None:
 
     deltas = [[Delta(0, text, None)] for text in "12345"]
     source = ScriptedSource(*deltas[:2], lag, *deltas[2:])
-    stream = await open_stream(source, PlainWriter())
+    stream = await open_stream(source, PlainWriter(), DEADLINE_S)
     scope = {"type": "http", RECORD_KEY: RequestRecord("r"), OUTLET_KEY: outlet_of(cycle)}
     await stream(scope, lambda: None, send)  # type: ignore[arg-type, return-value]
     assert cycle.written == [b"1\r\n2\r\n", b"1\r\n4\r\n", b"1\r\n5\r\n"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from deepinfer.engine import Capacity
 from deepinfer.errors import ContextLengthExceeded, InvalidValue
 from deepinfer.generation import SamplingParams
 from deepinfer.runtime.client import EngineClient
@@ -24,7 +26,7 @@ from tests.server.serving import CONTEXT_LENGTH, make_echo_engine
 def engine(tmp_path_factory: pytest.TempPathFactory) -> ServedEngine:
     folder = make_echo_engine(tmp_path_factory.mktemp("prepare") / "echo")
     # Nothing here runs the engine, so its manifest is all that is needed of it.
-    client = cast(EngineClient, SimpleNamespace(manifest=folder.manifest))
+    client = cast(EngineClient, SimpleNamespace(manifest=folder.manifest, capacity=None))
     text_side = folder.tokenizer_dir
     template = ChatTemplate.load(text_side)
     return ServedEngine(client, Tokenizer.load(text_side), template, EngineNames(("test/echo",)))
@@ -112,7 +114,8 @@ async def test_prompt_beyond_the_context_is_refused(engine: ServedEngine) -> Non
     with pytest.raises(ContextLengthExceeded) as refused:
         await plan_of(engine, prompt=[5] * 9120)
     assert refused.value.message == (
-        "The prompt is too long: it has 9,120 tokens, and this engine accepts at most 4,095"
+        "This model's maximum context length is 4096 tokens; the prompt is too long: it has 9,120, "
+        "which may be at most 4,095"
     )
 
 
@@ -120,7 +123,7 @@ async def test_explicit_max_tokens_says_what_would_fit(engine: ServedEngine) -> 
     with pytest.raises(ContextLengthExceeded) as refused:
         await plan_of(engine, prompt=[5] * 100, max_tokens=4000)
     assert refused.value.message == (
-        "This model's maximum context length is 4,096 tokens; the prompt has 100 and max_tokens is "
+        "This model's maximum context length is 4096 tokens; the prompt has 100 and max_tokens is "
         "4,000, which may be at most 3,996"
     )
     assert (await sampling_of(engine, prompt=[5] * 100, max_tokens=3996)).max_tokens == 3996
@@ -133,6 +136,66 @@ async def test_default_max_tokens_is_cut_to_what_fits(
     engine: ServedEngine, prompt_len: int, expected: int
 ) -> None:
     assert (await sampling_of(engine, prompt=[5] * prompt_len)).max_tokens == expected
+
+
+@pytest.mark.parametrize("prompt_len", [1, 3585, 4095])
+async def test_max_tokens_of_minus_one_is_what_fits(engine: ServedEngine, prompt_len: int) -> None:
+    sampling = await sampling_of(engine, prompt=[5] * prompt_len, max_tokens=-1)
+    assert sampling.max_tokens == 4096 - prompt_len
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+async def test_chat_takes_minus_one_by_both_names(engine: ServedEngine, field: str) -> None:
+    fields = {"messages": [{"role": "user", "content": "hi"}], field: -1}
+    plan = await prepare_chat(engine, ChatBody.model_validate(fields), "id")
+    request = plan.choices[0].request
+    assert request.sampling.max_tokens == 4096 - len(request.prompt_token_ids)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"), [(None, 512), (0, 4086), (7, 7), (1000, 1000), (5000, 4086)]
+)
+async def test_operator_sets_the_default_of_max_tokens(
+    engine: ServedEngine, setting: int | None, expected: int
+) -> None:
+    engine = replace(engine, default_max_tokens=setting)
+    assert (await sampling_of(engine, prompt=[5] * 10)).max_tokens == expected
+    assert (await sampling_of(engine, prompt=[5] * 10, max_tokens=20)).max_tokens == 20
+
+
+@pytest.mark.parametrize(("setting", "most"), [(None, 4096), (0, 4096), (7, 7)])
+async def test_route_without_a_promised_default_has_what_fits(
+    engine: ServedEngine, setting: int | None, most: int
+) -> None:
+    engine = replace(engine, default_max_tokens=setting)
+    body = ChatBody.model_validate({"messages": [{"role": "user", "content": "hi"}]})
+    plan = await prepare_chat(engine, body, "id", default_max_tokens=None)
+    request = plan.choices[0].request
+    assert request.sampling.max_tokens == min(most, 4096 - len(request.prompt_token_ids))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"max_tokens": 1000, "n": 2}, 2000),
+        ({}, 512),
+        ({"max_tokens": -1, "n": 2, "prompt": ["a", "b"]}, 4 * 512),
+        ({"max_tokens": 0, "echo": True}, 0),
+    ],
+)
+async def test_limit_of_a_key_holds_little_for_an_answer_without_a_limit(
+    engine: ServedEngine, fields: dict[str, Any], expected: int
+) -> None:
+    assert (await plan_of(engine, **fields)).reserved_tokens == expected
+
+
+async def test_kv_cache_smaller_than_the_context_is_what_fits(engine: ServedEngine) -> None:
+    capacity = Capacity(1, num_blocks=4, tokens_per_block=32, guesses_per_sequence=3)
+    client = SimpleNamespace(manifest=engine.manifest, capacity=capacity)
+    small = replace(engine, client=cast(EngineClient, client))
+    assert (await sampling_of(small, prompt=[5] * 10)).max_tokens == 4 * 32 - 3 - 10
+    with pytest.raises(ContextLengthExceeded, match="maximum context length is 125 tokens"):
+        await plan_of(small, prompt=[5] * 125)
 
 
 async def test_huge_fan_out_of_a_long_prompt_is_refused(engine: ServedEngine) -> None:

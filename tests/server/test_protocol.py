@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -174,3 +174,94 @@ def test_nonsense_after_a_request_is_no_part_of_its_answer(server: ServerProcess
     response = exchange(server, raw_request(long, "nonsense"), b"nonsense\r\n\r\n")
     assert b"HTTP/1.1 400" not in response.partition(b"\r\n\r\n")[2]
     assert_serves(server)
+
+
+UPGRADES = {
+    "JDK": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n",
+    "WebSocket": b"Upgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n",
+    "two": b"upgrade: foo/2\r\nUpgrade: h2c\r\nconnection: upgrade\r\n",
+}
+BODY = json.dumps({"prompt": "kept whole"}).encode()
+FRAMED = {
+    "length": (b"Content-Length: %d\r\n" % len(BODY), BODY),
+    "chunks": (
+        b"Transfer-Encoding: chunked\r\n",
+        b"5\r\n" + BODY[:5] + b"\r\n%x\r\n" % (len(BODY) - 5) + BODY[5:] + b"\r\n0\r\n\r\n",
+    ),
+}
+
+
+def split_head(request: bytes) -> list[bytes]:
+    head, end, body = request.partition(b"\r\n\r\n")
+    return [head + end, body]
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES.values(), ids=UPGRADES.keys())
+@pytest.mark.parametrize(("framing", "body"), FRAMED.values(), ids=FRAMED.keys())
+@pytest.mark.parametrize(
+    "split",
+    [
+        pytest.param(lambda request: [request], id="one packet"),
+        pytest.param(split_head, id="body after the head"),
+        pytest.param(lambda request: [bytes([byte]) for byte in request], id="byte by byte"),
+    ],
+)
+def test_request_that_offers_another_protocol_is_served_in_this_one(
+    server: ServerProcess,
+    upgrade: bytes,
+    framing: bytes,
+    body: bytes,
+    split: Callable[[bytes], list[bytes]],
+) -> None:
+    """And the connection is kept: the second request offers it again, the third does not."""
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    offering = head + upgrade + framing + b"\r\n" + body
+    last = HEAD + b"Connection: close\r\n\r\n"
+    response = exchange(server, *split(offering), *split(offering), last)
+    assert response.count(b"HTTP/1.1 200 OK") == 3
+    assert response.count(b"kept whole") == 2
+    assert_serves(server)
+
+
+def test_many_offers_in_one_packet_are_all_answered(server: ServerProcess) -> None:
+    offering = HEAD + UPGRADES["JDK"] + b"\r\n"
+    response = exchange(server, offering * 50 + HEAD + b"Connection: close\r\n\r\n")
+    assert response.count(b"HTTP/1.1 200 OK") == 51
+
+
+def test_head_that_offers_another_protocol_has_the_same_bounds(server: ServerProcess) -> None:
+    fields = b"".join(b"X-%d: x\r\n" % i for i in range(MAX_FIELDS))
+    response = exchange(server, HEAD + UPGRADES["JDK"] + fields + b"\r\n")
+    assert read_error(response) == (431, "head_too_large")
+    assert exchange(server, HEAD + UPGRADES["JDK"]) == b"", "a slow head has no longer time"
+
+
+def test_connection_to_elsewhere_is_not_opened(server: ServerProcess) -> None:
+    response = exchange(server, b"CONNECT example.com:443 HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert read_error(response) == (400, "invalid_http")
+    assert_serves(server)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_client_of_http_1_0_gets_no_chunks(server: ServerProcess, stream: bool) -> None:
+    request = raw_request({**FIELDS, "stream": stream}, "old").replace(b"HTTP/1.1", b"HTTP/1.0")
+    head, _, body = exchange(server, request).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK")
+    assert b"connection: close" in head.lower() and b"transfer-encoding" not in head.lower()
+    if stream:
+        events = body.decode().split("\n\n")
+        assert all(event.startswith("data: ") for event in events[:-1])
+        assert events[-2:] == ["data: [DONE]", ""] and "content-length" not in head.decode().lower()
+    else:
+        assert json.loads(body)["choices"][0]["text"] == "The capital"
+
+
+def test_long_stream_of_a_client_of_http_1_0_is_whole(server: ServerProcess) -> None:
+    fields = {"prompt": "a b c", "ignore_eos": True, "max_tokens": 3000}
+    with client_of(server) as client:
+        whole = client.post("/v1/completions", json=fields).json()["choices"][0]["text"]
+    request = raw_request({**fields, "stream": True}, "old-long")
+    response = exchange(server, request.replace(b"HTTP/1.1", b"HTTP/1.0"))
+    events = response.partition(b"\r\n\r\n")[2].decode().split("\n\n")
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole

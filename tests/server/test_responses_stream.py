@@ -243,7 +243,7 @@ async def fail(error: EngineUnavailable | InvalidValue) -> tuple[bytes, list[Res
     async def send(message: Any) -> None:
         sent.append(message.get("body", b""))
 
-    stream = await open_stream(source, run)
+    stream = await open_stream(source, run, DEADLINE_S)
     scope = {"type": "http", RECORD_KEY: RequestRecord("req-1")}
     await stream(scope, lambda: None, send)  # type: ignore[arg-type, return-value]
     return b"".join(sent), kept

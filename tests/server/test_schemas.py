@@ -87,7 +87,7 @@ def test_integer_is_a_number_and_a_string_is_none() -> None:
         ({"temperature": 3.5}, "`temperature` must be at most 2; `3.5` was given"),
         ({"n": 0}, "`n` must be at least 1; `0` was given"),
         ({"prompt": []}, "`prompt` must not be empty; an empty array was given"),
-        ({"stop": ["a", ""]}, "`stop[1]` must not be empty"),
+        ({"stop": ["a", "x" * 1001]}, "`stop[1]` must have at most 1,000 characters"),
         ({"tools": [], "suffix": "x"}, "`suffix` is not supported by this server; leave it out"),
         (
             {"model": "m" * 99, "n": "x" * 99},

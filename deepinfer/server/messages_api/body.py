@@ -29,12 +29,16 @@ from deepinfer.server.messages_api.blocks import (
 )
 from deepinfer.server.messages_api.tools import ClientTool, ToolChoice
 from deepinfer.server.schema_base import Schema, invalid, missing, unsupported
-from deepinfer.server.schemas import INT32_MAX, MAX_MESSAGES, MAX_STOP_CHARS, MAX_TOOLS
+from deepinfer.server.schemas import (
+    INT32_MAX,
+    MAX_MESSAGES,
+    MAX_STOP_CHARS,
+    MAX_STOP_STRINGS,
+    MAX_TOOLS,
+    ModelName,
+    parse_stop,
+)
 from deepinfer.server.structured import parse_json_schema
-
-MAX_STOP_SEQUENCES = 64
-# An automaton is made of them on the event loop; so many characters take some milliseconds.
-MAX_STOP_SEQUENCES_CHARS = 8_000
 
 
 class InputMessage(Schema):
@@ -140,7 +144,7 @@ class PromptBody(Schema):
     refused = refused_fields.MESSAGES
     without_effect = refused_fields.MESSAGES_WITHOUT_EFFECT
 
-    model: str | None = Field(
+    model: ModelName | None = Field(
         default=None, description="Model id or engine name; the served engine when left out"
     )
     messages: Annotated[list[InputMessage], FailFast()] = Field(
@@ -201,16 +205,7 @@ class PromptBody(Schema):
 def _parse_stop_sequences(value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
         raise invalid("must be an array of strings")
-    if len(value) > MAX_STOP_SEQUENCES:
-        raise invalid(f"must have at most {MAX_STOP_SEQUENCES} strings")
-    for index, text in enumerate(value):
-        if not text:
-            raise invalid("must not be empty", f"[{index}]")
-        if len(text) > MAX_STOP_CHARS:
-            raise invalid(f"must have at most {MAX_STOP_CHARS:,} characters", f"[{index}]")
-    if sum(map(len, value)) > MAX_STOP_SEQUENCES_CHARS:
-        raise invalid(f"must have at most {MAX_STOP_SEQUENCES_CHARS:,} characters together")
-    return tuple(value)
+    return parse_stop(value)
 
 
 StopSequences = Annotated[
@@ -219,8 +214,8 @@ StopSequences = Annotated[
     WithJsonSchema(
         {
             "type": "array",
-            "maxItems": MAX_STOP_SEQUENCES,
-            "items": {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS},
+            "maxItems": MAX_STOP_STRINGS,
+            "items": {"type": "string", "maxLength": MAX_STOP_CHARS},
         }
     ),
 ]

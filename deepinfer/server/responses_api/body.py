@@ -26,7 +26,7 @@ from deepinfer.server.responses_api.fields import (
 from deepinfer.server.responses_api.item_params import Input
 from deepinfer.server.responses_api.items import Item
 from deepinfer.server.schema_base import Schema, invalid
-from deepinfer.server.schemas import MAX_TOOLS, MAX_TOP_LOGPROBS
+from deepinfer.server.schemas import MAX_TOOLS, MAX_TOP_LOGPROBS, MaxTokens, ModelName
 
 MAX_IDENTIFIER_CHARS = 512
 MAX_INCLUDED = 16
@@ -88,12 +88,16 @@ class ResponsesBody(Schema):
     )
 
     input: Input = Field(description="A user's text, or items in order")
-    model: str | None = _as_in_chats("model")
+    model: ModelName | None = _as_in_chats("model")
     instructions: str | None = Field(
         default=None, description="What the system says first; not kept for the next response"
     )
     previous_response_id: str | None = _identifier("The stored response that this one goes on from")
-    max_output_tokens: int | None = _as_in_chats("max_tokens")
+    max_output_tokens: MaxTokens | None = Field(
+        default=None,
+        description="Maximum number of tokens to generate, thoughts included; what the context has "
+        "room for when left out, and with -1. A number of yours that does not fit is a 400",
+    )
     temperature: float = _as_in_chats("temperature")
     top_p: float = _as_in_chats("top_p")
     top_k: int = _as_in_chats("top_k")

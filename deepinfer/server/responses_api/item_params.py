@@ -167,9 +167,11 @@ def _parse_item(value: object) -> Item:
     if not isinstance(value, dict):
         raise invalid('must be an object such as {"role": "user", "content": "..."}')
     kind = value.get("type") or "message"
-    if not isinstance(kind, str) or kind not in KINDS:
+    if not isinstance(kind, str):
+        raise invalid("must be a string", "type")
+    if kind not in KINDS:
         known = ", ".join(f"`{name}`" for name in KINDS)
-        raise unsupported(f"may be {known}; `{str(kind)[:MAX_SHOWN_KIND]}` is not", "type")
+        raise unsupported(f"may be {known}; `{kind[:MAX_SHOWN_KIND]}` is not", "type")
     return KINDS[kind].model_validate(value).as_item()
 
 

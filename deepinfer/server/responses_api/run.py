@@ -52,7 +52,9 @@ class ResponseRun:
 
     def fail(self, error: RequestError) -> bytes:
         rename_params(error, PARAM_NAMES)
-        return self._numbering.render(self.draft.fail(error)) + DONE
+        # Clients expect every stream to begin with the created response.
+        begin = [] if self._has_begun else self.draft.begin()
+        return self._numbering.render(begin + self.draft.fail(error)) + DONE
 
     async def collect(self) -> ResponseObject:
         with renaming_params(PARAM_NAMES):
@@ -78,7 +80,7 @@ async def prepare_response(
     chat = body.as_chat(items)
     id_ = new_id("resp")
     with renaming_params(PARAM_NAMES):
-        plan = await prepare_chat(engine, chat, id_)
+        plan = await prepare_chat(engine, chat, id_, default_max_tokens=None)
     readers = make_readers(engine, chat, plan)
     reader = None if readers is None else readers[0]
     _check_log_probs(body, reader)

@@ -68,7 +68,9 @@ def make_router(state: ServerState) -> APIRouter:
                 with_usage=body.includes_usage,
                 is_continuous=body.has_continuous_usage,
             )
-            return await open_stream(generation, _Writer(generation, events, readers))
+            return await open_stream(
+                generation, _Writer(generation, events, readers), limits.first_byte_timeout_s
+            )
         return json_response(await _collect(generation, engine, id_, created, readers))
 
     return router

@@ -59,7 +59,7 @@ def make_router(state: ServerState) -> APIRouter:
         engine = state.engines.find(body.model)
         run = await prepare_message(engine, body, record_of(request.scope))
         if body.stream:
-            return await open_stream(run.generation, run)
+            return await open_stream(run.generation, run, limits.first_byte_timeout_s)
         return json_response(await run.collect())
 
     @router.post(

@@ -76,7 +76,7 @@ def make_router(state: ServerState) -> APIRouter:
         run = await prepare_response(engine, body, items, record_of(request.scope), keep)
         if body.stream:
             with renaming_params(PARAM_NAMES):
-                return await open_stream(run.generation, run)
+                return await open_stream(run.generation, run, limits.first_byte_timeout_s)
         return json_response(await run.collect())
 
     # The id is read from the scope: as a parameter FastAPI would promise a 422 that never comes.

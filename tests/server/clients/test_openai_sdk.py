@@ -170,7 +170,7 @@ def test_streamed_raw_response_can_be_read_line_by_line(sdk: openai.OpenAI) -> N
             "context_length_exceeded",
             "messages",
         ),
-        ({"verbosity": "low"}, openai.BadRequestError, "unsupported_parameter", "verbosity"),
+        ({"verbosity": "loud"}, openai.BadRequestError, "invalid_value", "verbosity"),
         ({"model": "gone"}, openai.NotFoundError, "model_not_found", "model"),
     ],
     ids=["value", "context", "unsupported", "model"],
