@@ -167,7 +167,7 @@ def make_readers(engine: ServedEngine, body: ChatBody, plan: Plan) -> list[ChatR
         return None
     readers = [
         ChatReader(
-            _open_reasoning(engine, choice.request.prompt_token_ids)
+            _open_reasoning(engine, body, choice.request.prompt_token_ids)
             if engine.is_thinking
             else None,
             None if tool_format is None else _open_parser(tool_format, body),
@@ -185,5 +185,7 @@ def _open_parser(tool_format: ToolFormat, body: ChatBody) -> ToolCallParser:
     return parser if body.parallel_tool_calls else FirstCallParser(parser)
 
 
-def _open_reasoning(engine: ServedEngine, prompt: Sequence[TokenId]) -> ReasoningParser:
-    return ReasoningParser(is_open=opens_reasoning(read_prompt_end(engine, prompt)))
+def _open_reasoning(
+    engine: ServedEngine, body: ChatBody, prompt: Sequence[TokenId]
+) -> ReasoningParser:
+    return ReasoningParser(is_open=opens_reasoning(read_prompt_end(engine, body, prompt)))

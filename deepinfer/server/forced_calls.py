@@ -13,6 +13,7 @@ from deepinfer.server.engines import ServedEngine
 from deepinfer.server.schemas import GenerationBody
 from deepinfer.text.call_grammar import make_call_grammar
 from deepinfer.text.json_schema import SchemaRefused
+from deepinfer.text.reasoning import CLOSING, OPENING
 from deepinfer.text.thoughts import allow_thoughts
 from deepinfer.text.tool_schema import choose_tools
 
@@ -31,7 +32,7 @@ def find_grammar(
         return grammar
     whole = allow_thoughts(
         grammar.ebnf or grammar.text,
-        read_prompt_end(engine, prompt),
+        read_prompt_end(engine, body, prompt),
         may_open=not body.continue_final_message,
     )
     return replace(grammar, ebnf=whole)
@@ -54,8 +55,11 @@ def _find_own(engine: ServedEngine, body: GenerationBody) -> Grammar | None:
         ) from None
 
 
-def read_prompt_end(engine: ServedEngine, prompt: Sequence[TokenId]) -> str:
+def read_prompt_end(engine: ServedEngine, body: ChatBody, prompt: Sequence[TokenId]) -> str:
     """Enough of a prompt's text to see whether it leaves a block of thoughts open."""
+    final = (body.messages[-1].content or "") if body.continue_final_message else ""
+    if final.rfind(OPENING) > final.rfind(CLOSING):
+        return OPENING  # the message that is continued ends within its thoughts
     detokenizer = engine.tokenizer.detokenizer(shown=engine.tokenizer.special_token_ids)
     return detokenizer.push(prompt[-PROMPT_END_TOKENS:])
 

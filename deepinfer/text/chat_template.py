@@ -23,6 +23,7 @@ from jinja2.runtime import Macro
 
 from deepinfer.errors import EngineError, InvalidValue, UnsupportedParameter
 from deepinfer.text.folder import REBUILD_HINT, TokenizerFolder
+from deepinfer.text.reasoning import CLOSING
 from deepinfer.text.template_bounds import (
     BoundedEnvironment,
     TemplateTooSlow,
@@ -36,6 +37,10 @@ TEMPLATE_ARGUMENTS = frozenset(
     {"tools", "documents", "enable_thinking", "thinking", "reasoning_effort"}
 )
 MAX_DETAIL_CHARS = 500
+# Stands at the end of a message that is to be continued, while the template is rendered. A private
+# character, beside those of `special_text.py`; the space shows whether the template trims.
+FINAL_MARK = chr(0x10_FFFD)
+SPACED_MARK = f"{FINAL_MARK} "
 MAX_RENDER_S = 1.0  # many times what the longest conversation takes
 TOO_SLOW = (
     f"The model's chat template takes more than {MAX_RENDER_S:g} s for these messages; send less"
@@ -92,6 +97,9 @@ class ChatTemplate:
                 param=name,
             )
         template = self._choose(has_tools=arguments.get("tools") is not None)
+        final = str(messages[-1].get("content") or "") if continues_final_message else ""
+        if continues_final_message:
+            messages = [*messages[:-1], {**messages[-1], "content": final + SPACED_MARK}]
         # Templates ask `tools is not none`, so the two must be defined when they are not given.
         variables = {"tools": None, "documents": None, **self._special_tokens, **arguments}
         try:
@@ -105,7 +113,7 @@ class ChatTemplate:
             raise InvalidValue(TOO_SLOW, param="messages") from None
         except Exception as error:  # a template may do anything with what it was given
             raise InvalidValue(_refusal(error), param="messages") from error
-        return _end_in_final_message(prompt, messages) if continues_final_message else prompt
+        return _end_in_final_message(prompt, final) if continues_final_message else prompt
 
     def _choose(self, *, has_tools: bool) -> jinja2.Template:
         for name in _names(has_tools):
@@ -122,17 +130,22 @@ def _names(has_tools: bool) -> tuple[str, ...]:
     return ("tool_use", "default") if has_tools else ("default",)
 
 
-def _end_in_final_message(prompt: str, messages: Sequence[Mapping[str, Any]]) -> str:
-    """Cut what the template puts after the last message. Many templates strip its content."""
-    content = str(messages[-1].get("content") or "")
-    for ending in (content, content.strip()):
-        if ending and (start := prompt.rfind(ending)) >= 0:
-            return prompt[: start + len(ending)]
-    raise InvalidValue(
-        "The model's chat template does not show the final message as it is, so it cannot be "
-        "continued",
-        param="continue_final_message",
-    )
+def _end_in_final_message(prompt: str, content: str) -> str:
+    """Cut the prompt at the mark behind `content`, where the model goes on.
+
+    A template may trim the content or leave out its thoughts. One that shows anything else than
+    what was said is refused, since the answer would not go on from the client's text.
+    """
+    shown, mark, _ = prompt.rpartition(FINAL_MARK)
+    if not prompt.startswith(SPACED_MARK, len(shown)):
+        shown = shown.removesuffix(content[len(content.rstrip()) :])
+    if not mark or not shown.rstrip().endswith(content.rpartition(CLOSING)[2].strip()):
+        raise InvalidValue(
+            "The model's chat template does not show the final message as it is, so it cannot be "
+            "continued",
+            param="continue_final_message",
+        )
+    return shown.replace(SPACED_MARK, "").replace(FINAL_MARK, "")
 
 
 def _refusal(error: Exception) -> str:
