@@ -63,7 +63,14 @@ class CallBroken:
     index: int
 
 
-Event = Content | CallStarted | ArgumentsDelta | CallEnded | CallBroken
+@dataclass(frozen=True)
+class CallCut:
+    """The answer was not allowed to go on, and ended within the call: its arguments are partial."""
+
+    index: int
+
+
+Event = Content | CallStarted | ArgumentsDelta | CallEnded | CallBroken | CallCut
 
 
 class ToolCallParser(Protocol):
@@ -78,8 +85,12 @@ class ToolCallParser(Protocol):
     def feed(self, text: str) -> list[Event]:
         """What `text` adds."""
 
-    def close(self) -> list[Event]:
-        """What is left when the answer is over: held text is given back as content."""
+    def close(self, *, is_cut: bool = False) -> list[Event]:
+        """What is left when the answer is over: held text is given back as content.
+
+        With `is_cut` the model was not allowed to go on. Then what a marker has announced is a call
+        with as much as there is of its arguments, and nothing if its name is not whole.
+        """
 
 
 class ToolFormat(StrEnum):
