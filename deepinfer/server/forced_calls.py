@@ -1,4 +1,4 @@
-"""What an answer must be: the grammar that a client gives, or the tool call that it requires."""
+"""What an answer must be: the grammar that a client gives, a tool call, or one of the two."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from deepinfer.server.chat_body import ChatBody
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.schemas import GenerationBody
 from deepinfer.text.call_grammar import make_call_grammar
+from deepinfer.text.either_grammar import either
 from deepinfer.text.json_schema import SchemaRefused
 from deepinfer.text.reasoning import CLOSING, OPENING
 from deepinfer.text.thoughts import allow_thoughts
+from deepinfer.text.tool_calls import ToolFormat
 from deepinfer.text.tool_schema import choose_tools
 
+# What says how an answer in words must look, in the three dialects.
+FORMATS = {"response_format", "text.format", "output_config.format", "output_format"}
 PROMPT_END_TOKENS = 16  # enough to see an opened block of reasoning and the white space after it
 
 
@@ -39,16 +43,26 @@ def find_grammar(
 
 
 def _find_own(engine: ServedEngine, body: GenerationBody) -> Grammar | None:
-    if not isinstance(body, ChatBody) or not body.requires_call:
+    if not isinstance(body, ChatBody) or not body.offers_tools or engine.tool_format is None:
         return body.grammar
-    _check_alone(body)
-    assert engine.tool_format is not None, "tools of another model are refused"
+    answer = body.grammar
+    if body.requires_call:
+        _check_alone(body)
+        return Grammar("ebnf", _call_grammar(engine.tool_format, body), param="tools")
+    if answer is None:
+        return None
+    # Tools and a format together: the model calls, or answers in the format.
+    calls = _call_grammar(engine.tool_format, body)
+    return Grammar("ebnf", either(calls, answer.ebnf or answer.text), param=answer.param)
+
+
+def _call_grammar(tool_format: ToolFormat, body: ChatBody) -> str:
+    """One call or several of what is offered. Raises InvalidValue for parameters beyond it."""
     name = body.tool_choice.name
     parallel = body.parallel_tool_calls and name is None
     tools = choose_tools(body.offered_tools, name)
     try:
-        grammar = make_call_grammar(tools, engine.tool_format, parallel=parallel)
-        return Grammar("ebnf", grammar, param="tools")
+        return make_call_grammar(tools, tool_format, parallel=parallel)
     except SchemaRefused as refusal:
         raise InvalidValue(
             f"The parameters of a tool cannot be enforced: they {refusal.rule}", param="tools"
@@ -65,10 +79,12 @@ def read_prompt_end(engine: ServedEngine, body: ChatBody, prompt: Sequence[Token
 
 
 def _check_alone(body: ChatBody) -> None:
+    # A format is for the answer that comes after the calls, as agents send both with each request.
+    grammar = body.grammar
     others = {
-        "response_format": body.grammar is not None,
         "min_tokens": body.min_tokens > 0,
         "ignore_eos": body.ignore_eos,
+        **({} if grammar is None else {grammar.param: grammar.param not in FORMATS}),
     }
     for name, is_given in others.items():
         if is_given:
