@@ -102,6 +102,9 @@ class ToolFormat(StrEnum):
     MISTRAL_ARGS = "mistral-args"  # the newer `[TOOL_CALLS]name[ARGS]{...}`; one parser reads both
     QWEN_CODER = "qwen3-coder"
     GLM = "glm-4.5"
+    # For templates that show none: `plain_tools.py` writes tools and calls into ordinary turns, and
+    # calls look as in HERMES.
+    GENERIC = "generic"
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -111,6 +114,7 @@ class ToolFormat(StrEnum):
 
 _MARKERS = {
     ToolFormat.HERMES: ("<tool_call>", "</tool_call>"),
+    ToolFormat.GENERIC: ("<tool_call>", "</tool_call>"),
     ToolFormat.LLAMA3: ("<|python_tag|>",),
     ToolFormat.MISTRAL: ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"),
     ToolFormat.MISTRAL_ARGS: ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"),
