@@ -39,7 +39,7 @@ class ChatBody(GenerationBody):
     tools: list[Tool] = Field(
         default_factory=list,
         max_length=MAX_TOOLS,
-        description="What the model may call; needs a chat template that shows a format of calls",
+        description="What the model may call",
     )
     tool_choice: ToolChoice = Field(
         default=ToolWish("auto"),
@@ -74,7 +74,7 @@ class ChatBody(GenerationBody):
         default_factory=dict,
         description="Handed to the chat template: "
         + ", ".join(f"`{name}`" for name in sorted(TEMPLATE_ARGUMENTS))
-        + "; another name is refused",
+        + ", and what else the model's own template reads; another name is refused",
     )
 
     @property

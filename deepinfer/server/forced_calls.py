@@ -11,13 +11,13 @@ from deepinfer.generation import Grammar, TokenId
 from deepinfer.server.chat_body import ChatBody
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.schemas import GenerationBody
-from deepinfer.text.call_grammar import make_call_grammar
+from deepinfer.text.call_grammar import TAGS, make_call_grammar
 from deepinfer.text.either_grammar import either
 from deepinfer.text.json_schema import SchemaRefused
 from deepinfer.text.reasoning import CLOSING, OPENING
 from deepinfer.text.thoughts import allow_thoughts
 from deepinfer.text.tool_calls import ToolFormat
-from deepinfer.text.tool_schema import choose_tools
+from deepinfer.text.tool_schema import Tool, choose_tools
 
 # What says how an answer in words must look, in the three dialects.
 FORMATS = {"response_format", "text.format", "output_config.format", "output_format"}
@@ -64,9 +64,22 @@ def _call_grammar(tool_format: ToolFormat, body: ChatBody) -> str:
     try:
         return make_call_grammar(tools, tool_format, parallel=parallel)
     except SchemaRefused as refusal:
+        if not body.requires_call and tool_format not in TAGS:
+            # Without a format the model would be free here; any arguments will do.
+            free = [_loosened(tool, tool_format) for tool in tools]
+            return make_call_grammar(free, tool_format, parallel=parallel)
         raise InvalidValue(
             f"The parameters of a tool cannot be enforced: they {refusal.rule}", param="tools"
         ) from None
+
+
+def _loosened(tool: Tool, tool_format: ToolFormat) -> Tool:
+    """`tool` where its parameters can be enforced, else with any object for arguments."""
+    try:
+        make_call_grammar([tool], tool_format, parallel=False)
+    except SchemaRefused:
+        return Tool(tool.name, {"type": "object", "additionalProperties": True})
+    return tool
 
 
 def read_prompt_end(engine: ServedEngine, body: ChatBody, prompt: Sequence[TokenId]) -> str:

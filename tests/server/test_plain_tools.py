@@ -301,3 +301,12 @@ def test_tools_and_a_format_give_a_call_or_an_answer_in_the_format(real: httpx.C
             jsonschema.validate(json.loads(answer["message"]["content"]), schema)
     # Weights are fixed and seeds too; each of the two first characters has some probability.
     assert kinds == {"stop", "tool_calls"}
+
+
+def test_tool_that_cannot_be_enforced_is_offered_beside_a_format(real: httpx.Client) -> None:
+    odd = {"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}
+    fields: dict[str, Any] = {"tools": [odd], "response_format": FORMAT, "max_tokens": 40}
+    assert ask(real, "hi", **fields)["finish_reason"] in ("stop", "length", "tool_calls")
+    body = {"messages": [USER], **fields, "tool_choice": "required"}
+    refused = real.post(CHAT, json=body)
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "tools"
