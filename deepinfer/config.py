@@ -33,8 +33,17 @@ AdapterText = Annotated[str, Field(min_length=3)]
 LogLevel = Literal["debug", "info", "warning", "error"]
 # "auto", the formats of `deepinfer.text.tool_calls`, and "none".
 ToolFormatName = Literal[
-    "auto", "hermes", "llama3", "mistral", "mistral-args", "qwen3-coder", "glm-4.5", "none"
+    "auto",
+    "hermes",
+    "llama3",
+    "mistral",
+    "mistral-args",
+    "qwen3-coder",
+    "glm-4.5",
+    "generic",
+    "none",
 ]
+ResultAttachments = Literal["note", "refuse"]
 
 
 ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+")
@@ -148,6 +157,11 @@ class ServerSection(Section):
         ge=0,
         allow_inf_nan=False,
         description="Seconds that running requests have to finish after SIGTERM",
+    )
+    result_attachments: ResultAttachments = Field(
+        default="note",
+        description="What an image, a sound or a file in a tool's result becomes: a note in its "
+        "place, such as [image omitted], or an error 400",
     )
 
     @field_validator("cors_origins", mode="before")
@@ -270,7 +284,9 @@ class EngineSection(Section):
     )
     tool_format: ToolFormatName = Field(
         default="auto",
-        description="How the models write calls of tools; auto: as their chat templates show it",
+        description="How the models write calls of tools; auto: as their chat templates show it, "
+        "and generic where they show none; generic: tools are described in the system turn; none: "
+        "tools are left out of requests",
     )
 
     @field_validator("served_model_names", "lora", mode="before")

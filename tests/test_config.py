@@ -90,6 +90,7 @@ def test_every_key_can_be_given_in_the_environment() -> None:
         "server.queue_timeout_s": "20",
         "server.first_byte_timeout_s": "3",
         "server.stalled_client_timeout_s": "9",
+        "server.result_attachments": "refuse",
         "engine.max_waiting_requests": "6",
         "engine.max_waiting_tokens": "600",
         "engine.resume_attempts": "2",

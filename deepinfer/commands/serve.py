@@ -71,6 +71,7 @@ class ConfigOption(click.Option):
 @click.option("--first-byte-timeout", cls=ConfigOption, path="server.first_byte_timeout_s")
 @click.option("--stalled-client-timeout", cls=ConfigOption, path="server.stalled_client_timeout_s")
 @click.option("--shutdown-timeout", cls=ConfigOption, path="server.shutdown_timeout_s")
+@click.option("--result-attachments", cls=ConfigOption, path="server.result_attachments")
 @click.option("--requests-per-minute", cls=ConfigOption, path="limits.requests_per_minute")
 @click.option("--tokens-per-minute", cls=ConfigOption, path="limits.tokens_per_minute")
 @click.option("--concurrent-requests", cls=ConfigOption, path="limits.concurrent_requests")

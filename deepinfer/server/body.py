@@ -17,6 +17,7 @@ from starlette.requests import Request
 from deepinfer.config import ServerSection
 from deepinfer.errors import BodyTimeout, ContentTooLarge, UnsupportedMediaType
 from deepinfer.server.errors import ClientDisconnected, from_validation
+from deepinfer.server.messages import RESULT_ATTACHMENTS
 from deepinfer.server.schema_base import Schema
 
 logger = logging.getLogger(__name__)
@@ -40,17 +41,18 @@ async def read_json(request: Request, schema: type[SchemaT], *, limits: ServerSe
     except TimeoutError:
         raise BodyTimeout(f"The body has not come within {limits.receive_timeout_s:g} s") from None
     if len(data) <= INLINE_BYTES:
-        body = _parse(schema, data)
+        body = _parse(schema, data, limits)
     else:
-        body = await asyncio.to_thread(_parse, schema, data)
+        body = await asyncio.to_thread(_parse, schema, data, limits)
     if body.unknown_fields:
         logger.debug("ignored unknown fields: %s", ", ".join(sorted(body.unknown_fields)))
     return body
 
 
-def _parse(schema: type[SchemaT], data: bytes) -> SchemaT:
+def _parse(schema: type[SchemaT], data: bytes, settings: ServerSection) -> SchemaT:
+    context = {RESULT_ATTACHMENTS: settings.result_attachments}
     try:
-        return schema.model_validate_json(data)
+        return schema.model_validate_json(data, context=context)
     except ValidationError as error:
         raise from_validation(error) from None
 

@@ -43,11 +43,11 @@ class ChatBody(GenerationBody):
     tools: list[Tool] = Field(
         default_factory=list,
         max_length=MAX_TOOLS,
-        description="What the model may call; needs a chat template that shows a format of calls",
+        description="What the model may call",
     )
     tool_choice: ToolChoice = Field(
         default=ToolWish("auto"),
-        description="Whether the model may or must call, and which function",
+        description="Whether the model may or must call, and which function or functions",
         json_schema_extra={"default": "auto"},
     )
     parallel_tool_calls: bool = Field(
@@ -82,12 +82,18 @@ class ChatBody(GenerationBody):
         default_factory=dict,
         description="Handed to the chat template: "
         + ", ".join(f"`{name}`" for name in sorted(TEMPLATE_ARGUMENTS))
-        + "; another name is refused",
+        + ", and what else the model's own template reads; another name is refused",
     )
 
     @property
+    def allowed_tools(self) -> list[Tool]:
+        """Those that the choice leaves; the model is shown no others."""
+        allowed = self.tool_choice.allowed
+        return [tool for tool in self.tools if allowed is None or tool.function.name in allowed]
+
+    @property
     def offers_tools(self) -> bool:
-        return bool(self.tools) and self.tool_choice.mode != "none"
+        return bool(self.allowed_tools) and self.tool_choice.mode != "none"
 
     @property
     def requires_call(self) -> bool:
@@ -97,14 +103,14 @@ class ChatBody(GenerationBody):
     def offered_tools(self) -> list[tool_schema.Tool]:
         if not self.offers_tools:
             return []
-        functions = (tool.function for tool in self.tools)
+        functions = (tool.function for tool in self.allowed_tools)
         return [tool_schema.Tool(function.name, function.parameters) for function in functions]
 
     @property
     def template_arguments(self) -> dict[str, Any]:
         arguments = dict(self.chat_template_kwargs)
         if self.offers_tools:
-            arguments["tools"] = [tool.as_template_input() for tool in self.tools]
+            arguments["tools"] = [tool.as_template_input() for tool in self.allowed_tools]
         if (effort := self.reasoning_effort) is not None:
             # Templates know no more than high.
             arguments["reasoning_effort"] = "high" if effort in ("xhigh", "max") else effort
@@ -122,6 +128,11 @@ class ChatBody(GenerationBody):
             raise invalid("needs `add_generation_prompt` to be false", "continue_final_message")
         if self.tool_choice.mode == "required" and not self.tools:
             raise invalid("needs `tools`", "tool_choice")
+        names = {tool.function.name for tool in self.tools}
+        for index, name in enumerate(self.tool_choice.allowed or ()):
+            if name not in names:
+                at = f"tool_choice.allowed_tools.tools[{index}].function.name"
+                raise invalid("must be the name of one of `tools`", at)
         if self.top_logprobs is not None and not self.logprobs:
             raise invalid("needs `logprobs` to be true", "top_logprobs")
         given = {self.max_tokens, self.max_completion_tokens} - {None}

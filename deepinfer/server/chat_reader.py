@@ -21,6 +21,7 @@ from deepinfer.text.reasoning import Reasoning, ReasoningParser, opens_reasoning
 from deepinfer.text.tool_calls import (
     ArgumentsDelta,
     CallBroken,
+    CallCut,
     CallEnded,
     CallStarted,
     Content,
@@ -51,11 +52,12 @@ class ChatPart(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call that the model has written whole."""
+    """A call as the model has written it; its arguments are partial where it is not whole."""
 
     id: str
     name: str
     arguments: str
+    is_whole: bool = True
 
 
 @dataclass
@@ -69,6 +71,9 @@ class _OpenCall:
 class ChatReader:
     """Reads one choice. `calls` are its whole ones so far, by index.
 
+    `cut_call` is the one that the answer ended in because it was not allowed to go on. Where an
+    answer `must_call` it is nothing but calls, so what is left of one is no content either.
+
     Where the text must end with the first call, whoever makes the text has it read ahead, and
     `feed` and `read` then give what that has come to.
     """
@@ -77,30 +82,43 @@ class ChatReader:
     tools: ToolCallParser | None = None
     new_id: Callable[[], str] = field(default=lambda: f"call_{uuid4().hex}")
     calls: dict[int, ToolCall] = field(default_factory=dict)
+    cut_call: ToolCall | None = None
+    must_call: bool = False
     _open_calls: dict[int, _OpenCall] = field(default_factory=dict)
     _is_ahead: bool = False
     _thoughts: list[str] = field(default_factory=list)
     _events: list[Event] = field(default_factory=list)
 
+    @property
+    def written_calls(self) -> list[ToolCall]:
+        """Every call of the answer in order, one that was cut included."""
+        whole = [call for _, call in sorted(self.calls.items())]
+        return whole if self.cut_call is None else [*whole, self.cut_call]
+
     def read_ahead(self, text: str) -> bool:
         """Whether a call has become whole. The text is not read again when it is fed."""
         self._is_ahead = True
         thought, said = self._split(text, False)
-        events = self._find_calls(said, False)
+        events = self._find_calls(said)
         self._thoughts.append(thought)
         self._events += events
         return any(isinstance(event, CallEnded) for event in events)
 
-    def feed(self, text: str, *, is_over: bool = False) -> ChatPart:
-        """What `text` adds; with `is_over` also what was held back."""
-        thought, events = self._take(text, is_over)
+    def feed(self, text: str, *, is_over: bool = False, is_cut: bool = False) -> ChatPart:
+        """What `text` adds; with `is_over` also what was held back.
+
+        `is_cut` says that the answer is over because it has reached its greatest length.
+        """
+        thought, events = self._take(text, is_over, is_cut)
         parts = [part for event in events if (part := self._note(event)) is not None]
         content = "".join(event.text for event in events if isinstance(event, Content))
         return ChatPart(content, thought, tuple(parts))
 
-    def feed_in_order(self, text: str, *, is_over: bool = False) -> Iterator[ChatPart]:
+    def feed_in_order(
+        self, text: str, *, is_over: bool = False, is_cut: bool = False
+    ) -> Iterator[ChatPart]:
         """The same in the order of the text, a part for each thing; `calls` keep step with it."""
-        thought, events = self._take(text, is_over)
+        thought, events = self._take(text, is_over, is_cut)
         if thought:
             yield ChatPart(reasoning=thought)
         for event in events:
@@ -110,9 +128,11 @@ class ChatReader:
             elif call is not None:
                 yield ChatPart(calls=(call,))
 
-    def read(self, text: str, *, is_over: bool = False) -> list[Reasoning | Content | ToolCall]:
-        """The same in the order of the text, where a call is a piece once it is whole."""
-        thought, events = self._take(text, is_over)
+    def read(
+        self, text: str, *, is_over: bool = False, is_cut: bool = False
+    ) -> list[Reasoning | Content | ToolCall]:
+        """The same in the order of the text, where a call is a piece once it is whole or cut."""
+        thought, events = self._take(text, is_over, is_cut)
         pieces: list[Reasoning | Content | ToolCall] = [Reasoning(thought)] if thought else []
         for event in events:
             self._note(event)
@@ -120,12 +140,15 @@ class ChatReader:
                 pieces.append(event)
             elif isinstance(event, CallEnded):
                 pieces.append(self.calls[event.index])
+            elif isinstance(event, CallCut):
+                assert self.cut_call is not None
+                pieces.append(self.cut_call)
         return pieces
 
-    def _take(self, text: str, is_over: bool) -> tuple[str, list[Event]]:
+    def _take(self, text: str, is_over: bool, is_cut: bool) -> tuple[str, list[Event]]:
         thought, said = self._split("" if self._is_ahead else text, is_over)
         thought = "".join([*self._thoughts, thought])
-        events = self._events + self._find_calls(said, is_over)
+        events = self._events + self._find_calls(said, is_over=is_over, is_cut=is_cut)
         self._thoughts, self._events = [], []
         return thought, events
 
@@ -138,11 +161,15 @@ class ChatReader:
         thought = "".join(event.text for event in events if isinstance(event, Reasoning))
         return thought, "".join(event.text for event in events if isinstance(event, Content))
 
-    def _find_calls(self, text: str, is_over: bool) -> list[Event]:
+    def _find_calls(self, text: str, *, is_over: bool = False, is_cut: bool = False) -> list[Event]:
         if self.tools is None:
             return [Content(text)] if text else []
         events = self.tools.feed(text)
-        return events + self.tools.close() if is_over else events
+        if is_over:
+            rest = self.tools.close(is_cut=is_cut)
+            drops_content = is_cut and self.must_call
+            events += [e for e in rest if not (drops_content and isinstance(e, Content))]
+        return events
 
     def _note(self, event: Event) -> CallPart | None:
         if isinstance(event, CallStarted):
@@ -155,6 +182,10 @@ class ChatReader:
         if isinstance(event, CallEnded):
             call = self._open_calls.pop(event.index)
             self.calls[event.index] = ToolCall(call.id, call.name, "".join(call.arguments))
+        elif isinstance(event, CallCut):
+            call = self._open_calls.pop(event.index)
+            arguments = "".join(call.arguments)
+            self.cut_call = ToolCall(call.id, call.name, arguments, is_whole=False)
         elif isinstance(event, CallBroken):
             del self._open_calls[event.index]
         return None
@@ -167,10 +198,11 @@ def make_readers(engine: ServedEngine, body: ChatBody, plan: Plan) -> list[ChatR
         return None
     readers = [
         ChatReader(
-            _open_reasoning(engine, choice.request.prompt_token_ids)
+            _open_reasoning(engine, body, choice.request.prompt_token_ids)
             if engine.is_thinking
             else None,
             None if tool_format is None else _open_parser(tool_format, body),
+            must_call=body.requires_call,
         )
         for choice in plan.choices
     ]
@@ -185,5 +217,7 @@ def _open_parser(tool_format: ToolFormat, body: ChatBody) -> ToolCallParser:
     return parser if body.parallel_tool_calls else FirstCallParser(parser)
 
 
-def _open_reasoning(engine: ServedEngine, prompt: Sequence[TokenId]) -> ReasoningParser:
-    return ReasoningParser(is_open=opens_reasoning(read_prompt_end(engine, prompt)))
+def _open_reasoning(
+    engine: ServedEngine, body: ChatBody, prompt: Sequence[TokenId]
+) -> ReasoningParser:
+    return ReasoningParser(is_open=opens_reasoning(read_prompt_end(engine, body, prompt)))

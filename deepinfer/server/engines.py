@@ -18,7 +18,7 @@ from deepinfer.text.chat_template import ChatTemplate
 from deepinfer.text.reasoning import find_reasoning
 from deepinfer.text.tokenizer import Tokenizer
 from deepinfer.text.tool_calls import ToolFormat
-from deepinfer.text.tool_choice import find_tool_format
+from deepinfer.text.tool_choice import find_evidence, find_tool_format
 from deepinfer.validation import MAX_SHOWN_CHARS
 
 
@@ -51,9 +51,19 @@ class ServedEngine:
 
     @cached_property
     def tool_format(self) -> ToolFormat | None:
-        """How the model writes tool calls; None when nobody says and its template shows none."""
+        """How the model writes tool calls; None when the operator has it write none."""
         source = self.chat_template.source(has_tools=True)
         return find_tool_format(source, self.tokenizer.special_texts, self.named_tool_format)
+
+    @cached_property
+    def writes_tools_as_text(self) -> bool:
+        """Whether tools, calls and results go into ordinary turns, as its template shows none."""
+        source = self.chat_template.source(has_tools=True)
+        if self.tool_format is ToolFormat.GENERIC:
+            return True
+        if find_evidence(source, self.tokenizer.special_texts) is not None:
+            return False
+        return not self.chat_template.abilities(has_tools=True).shows_calls
 
     @cached_property
     def is_thinking(self) -> bool:

@@ -1,4 +1,4 @@
-"""What an answer must be: the grammar that a client gives, or the tool call that it requires."""
+"""What an answer must be: the grammar that a client gives, a tool call, or one of the two."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from deepinfer.generation import Grammar, TokenId
 from deepinfer.server.chat_body import ChatBody
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.schemas import GenerationBody
-from deepinfer.text.call_grammar import make_call_grammar
+from deepinfer.text.call_grammar import TAGS, make_call_grammar
+from deepinfer.text.either_grammar import either
 from deepinfer.text.json_schema import SchemaRefused
+from deepinfer.text.reasoning import CLOSING, OPENING
 from deepinfer.text.thoughts import allow_thoughts
-from deepinfer.text.tool_schema import choose_tools
+from deepinfer.text.tool_calls import ToolFormat
+from deepinfer.text.tool_schema import Tool, choose_tools
 
+# What says how an answer in words must look, in the three dialects.
+FORMATS = {"response_format", "text.format", "output_config.format", "output_format"}
 PROMPT_END_TOKENS = 16  # enough to see an opened block of reasoning and the white space after it
 
 
@@ -31,40 +36,68 @@ def find_grammar(
         return grammar
     whole = allow_thoughts(
         grammar.ebnf or grammar.text,
-        read_prompt_end(engine, prompt),
+        read_prompt_end(engine, body, prompt),
         may_open=not body.continue_final_message,
     )
     return replace(grammar, ebnf=whole)
 
 
 def _find_own(engine: ServedEngine, body: GenerationBody) -> Grammar | None:
-    if not isinstance(body, ChatBody) or not body.requires_call:
+    if not isinstance(body, ChatBody) or not body.offers_tools or engine.tool_format is None:
         return body.grammar
-    _check_alone(body)
-    assert engine.tool_format is not None, "tools of another model are refused"
+    answer = body.grammar
+    if body.requires_call:
+        _check_alone(body)
+        return Grammar("ebnf", _call_grammar(engine.tool_format, body), param="tools")
+    if answer is None:
+        return None
+    # Tools and a format together: the model calls, or answers in the format.
+    calls = _call_grammar(engine.tool_format, body)
+    return Grammar("ebnf", either(calls, answer.ebnf or answer.text), param=answer.param)
+
+
+def _call_grammar(tool_format: ToolFormat, body: ChatBody) -> str:
+    """One call or several of what is offered. Raises InvalidValue for parameters beyond it."""
     name = body.tool_choice.name
     parallel = body.parallel_tool_calls and name is None
     tools = choose_tools(body.offered_tools, name)
     try:
-        grammar = make_call_grammar(tools, engine.tool_format, parallel=parallel)
-        return Grammar("ebnf", grammar, param="tools")
+        return make_call_grammar(tools, tool_format, parallel=parallel)
     except SchemaRefused as refusal:
+        if not body.requires_call and tool_format not in TAGS:
+            # Without a format the model would be free here; any arguments will do.
+            free = [_loosened(tool, tool_format) for tool in tools]
+            return make_call_grammar(free, tool_format, parallel=parallel)
         raise InvalidValue(
             f"The parameters of a tool cannot be enforced: they {refusal.rule}", param="tools"
         ) from None
 
 
-def read_prompt_end(engine: ServedEngine, prompt: Sequence[TokenId]) -> str:
+def _loosened(tool: Tool, tool_format: ToolFormat) -> Tool:
+    """`tool` where its parameters can be enforced, else with any object for arguments."""
+    try:
+        make_call_grammar([tool], tool_format, parallel=False)
+    except SchemaRefused:
+        return Tool(tool.name, {"type": "object", "additionalProperties": True})
+    return tool
+
+
+def read_prompt_end(engine: ServedEngine, body: ChatBody, prompt: Sequence[TokenId]) -> str:
     """Enough of a prompt's text to see whether it leaves a block of thoughts open."""
+    final = (body.messages[-1].content or "") if body.continue_final_message else ""
+    if final.rfind(OPENING) > final.rfind(CLOSING):
+        return OPENING  # the message that is continued ends within its thoughts
     detokenizer = engine.tokenizer.detokenizer(shown=engine.tokenizer.special_token_ids)
     return detokenizer.push(prompt[-PROMPT_END_TOKENS:])
 
 
 def _check_alone(body: ChatBody) -> None:
+    # A format is for the answer that comes after the calls, as agents send both with each request.
+    grammar = body.grammar
     others = {
-        "response_format": body.grammar is not None,
         "min_tokens": body.min_tokens > 0,
         "ignore_eos": body.ignore_eos,
+        **({} if grammar is None else {grammar.param: grammar.param not in FORMATS}),
     }
     for name, is_given in others.items():
         if is_given:

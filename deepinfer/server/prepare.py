@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -31,17 +32,18 @@ from deepinfer.server.schemas import (
 )
 from deepinfer.text.chat_template import MAX_RENDER_S
 from deepinfer.text.output import NoOutput, OutputText
+from deepinfer.text.plain_turns import fold_system_turns, write_tools_as_text
 from deepinfer.text.reasoning import CLOSING, OPENING
 from deepinfer.text.scores import ScoreKeeper
 from deepinfer.text.stop import StopMatcher
 from deepinfer.text.template_bounds import TemplateTooSlow
 
+logger = logging.getLogger(__name__)
+
 # Above this many characters a text is tokenised in a thread, so that the event loop goes on.
 INLINE_CHARS = 4_096
 # A template that needs longer starts again in a thread, where others are not kept waiting.
 INLINE_RENDER_S = 0.02
-# Arguments of templates that may be as long as the body; to measure them is to write them out.
-LONG_ARGUMENTS = {"tools", "documents"}
 # One message to the engine process holds every sequence with its prompt.
 MAX_PROMPT_TOKENS_PER_REQUEST = 4_000_000
 MIN_TEMPERATURE = 1e-5  # below it logits would overflow; the likeliest token is as certain
@@ -128,21 +130,26 @@ async def prepare_chat(
 async def tokenize_chat_body(engine: ServedEngine, body: ChatBody) -> TokenIds:
     """The prompt of a chat.
 
-    Raises UnsupportedParameter for tools that the model cannot call, and InvalidValue when it has
-    no chat template or that refuses the messages.
+    Raises UnsupportedParameter for a call that is required of a model without tools, and
+    InvalidValue when it has no chat template or that refuses the messages.
     """
+    arguments = body.template_arguments
     if body.offers_tools and engine.tool_format is None:
-        raise UnsupportedParameter(
-            "This model's chat template shows no way of calling tools that is known here",
-            param="tools",
-        )
+        if body.requires_call:
+            raise UnsupportedParameter(
+                "`tool_choice` requires a call, and this server has tools turned off for this "
+                "model; leave it out",
+                param="tool_choice",
+            )
+        logger.info("left out %d tools: `engine.tool_format` is none", len(body.allowed_tools))
+        del arguments["tools"]
     return await tokenize_chat(
         engine,
         body.messages,
         add_special_tokens=body.add_special_tokens,
         add_generation_prompt=body.add_generation_prompt,
         continues_final_message=body.continue_final_message,
-        arguments=body.template_arguments,
+        arguments=arguments,
     )
 
 
@@ -171,24 +178,52 @@ async def tokenize_chat(
     **template_options: Any,
 ) -> TokenIds:
     """`template_options` are those of ChatTemplate.render, and so is what this raises."""
-    tokenizer = engine.tokenizer
+    tokenizer, template = engine.tokenizer, engine.chat_template
     arguments = template_options.pop("arguments")
-    given = [[message.as_template_input() for message in messages], arguments]
+    has_text_arguments = any(
+        not isinstance(call.function.parsed_arguments, dict)
+        for message in messages
+        for call in message.tool_calls
+    )
 
-    def tokenize(limit_s: float = MAX_RENDER_S) -> TokenIds:
+    def render(limit_s: float, *, wraps_text: bool = False) -> tuple[str, bool]:
+        """The prompt, and whether there is text in it that reads like a control token."""
+        given = [[m.as_template_input(wraps_text=wraps_text) for m in messages], arguments]
         # What reads like a control token to the model is to be mere text where clients say it.
         hidden = tokenizer.special_text.hide(given)
-        text = engine.chat_template.render(
-            hidden[0], arguments=hidden[1], limit_s=limit_s, **template_options
-        )
-        encode = tokenizer.encode if hidden is given else tokenizer.special_text.encode
+        turns: Sequence[Mapping[str, Any]] = hidden[0]
+        own_arguments: dict[str, Any] = hidden[1]
+        if engine.writes_tools_as_text:
+            own_arguments = dict(own_arguments)
+            turns = write_tools_as_text(turns, own_arguments.pop("tools", None) or ())
+        abilities = template.abilities(has_tools=own_arguments.get("tools") is not None)
+        turns = fold_system_turns(turns, abilities)
+        text = template.render(turns, arguments=own_arguments, limit_s=limit_s, **template_options)
+        return text, hidden is not given
+
+    def tokenize(limit_s: float = MAX_RENDER_S) -> TokenIds:
+        try:
+            text, is_hidden = render(limit_s)
+        except InvalidValue:
+            # Many templates take objects only, and an earlier call may have been none.
+            if not has_text_arguments:
+                raise
+            text, is_hidden = render(limit_s, wraps_text=True)
+        encode = tokenizer.special_text.encode if is_hidden else tokenizer.encode
         return tuple(encode(text, add_special_tokens=add_special_tokens))
 
     num_chars = sum(message.num_chars for message in messages)
-    if num_chars <= INLINE_CHARS and not LONG_ARGUMENTS & arguments.keys():
+    if num_chars <= INLINE_CHARS and not any(map(_may_be_long, arguments.values())):
         with contextlib.suppress(TemplateTooSlow):
             return tokenize(INLINE_RENDER_S)
     return await asyncio.to_thread(tokenize)
+
+
+def _may_be_long(argument: object) -> bool:
+    """Of a template; to measure lists and objects is to write them out."""
+    return isinstance(argument, list | dict) or (
+        isinstance(argument, str) and len(argument) > INLINE_CHARS
+    )
 
 
 def _plan(

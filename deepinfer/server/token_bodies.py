@@ -71,7 +71,7 @@ class TokenizeBody(ModelBody):
         default=False, description="End messages within the last one"
     )
     chat_template_kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="Arguments of the chat template that are known here"
+        default_factory=dict, description="Handed to the chat template, as in chats"
     )
 
     @model_validator(mode="after")

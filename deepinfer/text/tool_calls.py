@@ -63,7 +63,14 @@ class CallBroken:
     index: int
 
 
-Event = Content | CallStarted | ArgumentsDelta | CallEnded | CallBroken
+@dataclass(frozen=True)
+class CallCut:
+    """The answer was not allowed to go on, and ended within the call: its arguments are partial."""
+
+    index: int
+
+
+Event = Content | CallStarted | ArgumentsDelta | CallEnded | CallBroken | CallCut
 
 
 class ToolCallParser(Protocol):
@@ -78,8 +85,12 @@ class ToolCallParser(Protocol):
     def feed(self, text: str) -> list[Event]:
         """What `text` adds."""
 
-    def close(self) -> list[Event]:
-        """What is left when the answer is over: held text is given back as content."""
+    def close(self, *, is_cut: bool = False) -> list[Event]:
+        """What is left when the answer is over: held text is given back as content.
+
+        With `is_cut` the model was not allowed to go on. Then what a marker has announced is a call
+        with as much as there is of its arguments, and nothing if its name is not whole.
+        """
 
 
 class ToolFormat(StrEnum):
@@ -91,6 +102,9 @@ class ToolFormat(StrEnum):
     MISTRAL_ARGS = "mistral-args"  # the newer `[TOOL_CALLS]name[ARGS]{...}`; one parser reads both
     QWEN_CODER = "qwen3-coder"
     GLM = "glm-4.5"
+    # For templates that show none: `plain_tools.py` writes tools and calls into ordinary turns, and
+    # calls look as in HERMES.
+    GENERIC = "generic"
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -100,6 +114,7 @@ class ToolFormat(StrEnum):
 
 _MARKERS = {
     ToolFormat.HERMES: ("<tool_call>", "</tool_call>"),
+    ToolFormat.GENERIC: ("<tool_call>", "</tool_call>"),
     ToolFormat.LLAMA3: ("<|python_tag|>",),
     ToolFormat.MISTRAL: ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"),
     ToolFormat.MISTRAL_ARGS: ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"),

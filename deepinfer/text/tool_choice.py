@@ -90,6 +90,7 @@ def find_tool_format(
 ) -> ToolFormat | None:
     """The checkpoint's format, or the one that a user named (`none` for none).
 
+    A template that shows no format known here gets GENERIC, for which it need not know tools.
     The template is the one that is rendered with tools: "tool_use" where a checkpoint has it. The
     tokens are all special ones, as text, and not only those that have a role such as EOS.
     Raises ConfigError for a name that is no format.
@@ -97,7 +98,7 @@ def find_tool_format(
     if named is not None:
         return _named_format(named)
     evidence = find_evidence(chat_template_source, special_tokens)
-    return None if evidence is None else evidence.format
+    return ToolFormat.GENERIC if evidence is None else evidence.format
 
 
 def open_parser(tool_format: ToolFormat, tools: Sequence[Tool] = ()) -> ToolCallParser:
@@ -106,7 +107,7 @@ def open_parser(tool_format: ToolFormat, tools: Sequence[Tool] = ()) -> ToolCall
         return QwenCoderParser(ParameterTypes(tools))
     if tool_format is ToolFormat.GLM:
         return GlmParser(ParameterTypes(tools))
-    if tool_format is ToolFormat.HERMES:
+    if tool_format in (ToolFormat.HERMES, ToolFormat.GENERIC):
         return HermesParser()
     if tool_format is ToolFormat.LLAMA3:
         return Llama3Parser()

@@ -65,7 +65,7 @@ def tool_call_schema(
     chosen: Sequence[Tool], tool_format: ToolFormat, *, parallel: bool = True
 ) -> CallGrammar:
     """The grammar of calls to any of `chosen`, in a format that writes them as JSON."""
-    if tool_format is ToolFormat.HERMES:
+    if tool_format in (ToolFormat.HERMES, ToolFormat.GENERIC):
         frame = CallFrame("<tool_call>\n", _call_schema(chosen, "arguments"), "\n</tool_call>")
         return CallGrammar((frame,), "\n" if parallel else None)
     if tool_format is ToolFormat.LLAMA3:

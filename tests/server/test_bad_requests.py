@@ -18,6 +18,14 @@ USER = {"role": "user", "content": "hi"}
 INVALID, UNSUPPORTED = (400, "invalid_value"), (400, "unsupported_parameter")
 MISSING, TOO_LONG = (400, "missing_required_parameter"), (400, "context_length_exceeded")
 
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+def allowing(*names: str, mode: str = "auto") -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
 # What is wrong, the fields of the body, then status and code, then the parameter that is blamed.
 Case = tuple[str, dict[str, Any], tuple[int, str], str | None]
 
@@ -121,10 +129,28 @@ BAD_CHATS: list[Case] = [
     ("tool_choice alone", {"messages": [USER], "tool_choice": "required"}, INVALID, "tool_choice"),
     ("tool_choice unknown", {"messages": [USER], "tool_choice": "any"}, INVALID, "tool_choice"),
     (
-        "tools that the template does not know",
-        {"messages": [USER], "tools": [{"type": "function", "function": {"name": "f"}}]},
-        UNSUPPORTED,
-        "tools",
+        "allowed tools of no array",
+        {"messages": [USER], "tools": [TOOL], "tool_choice": {"type": "allowed_tools"}},
+        INVALID,
+        "tool_choice.allowed_tools",
+    ),
+    (
+        "allowed tools without a mode",
+        {"messages": [USER], "tools": [TOOL], "tool_choice": allowing("f", mode="any")},
+        INVALID,
+        "tool_choice.allowed_tools.mode",
+    ),
+    (
+        "allowed tool that is not there",
+        {"messages": [USER], "tools": [TOOL], "tool_choice": allowing("f", "g")},
+        INVALID,
+        "tool_choice.allowed_tools.tools[1].function.name",
+    ),
+    (
+        "reasoning number",
+        {"messages": [{"role": "assistant", "reasoning_content": 1}]},
+        INVALID,
+        "messages[0].reasoning_content",
     ),
     (
         "response_format",

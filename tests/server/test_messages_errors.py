@@ -94,7 +94,6 @@ CASES: dict[str, Case] = {
     "stop long": ({"stop_sequences": ["x" * 1_001]}, INVALID, "stop_sequences[0]"),
     "stop too many": ({"stop_sequences": ["x"] * 65}, INVALID, "stop_sequences"),
     "stop too much": ({"stop_sequences": ["x" * 1_000] * 9}, INVALID, "stop_sequences"),
-    "tools elsewhere": ({"tools": [WEATHER]}, UNSUPPORTED, "tools"),
     "tool without schema": ({"tools": [{"name": "f"}]}, MISSING, "tools[0].input_schema"),
     "tool name": ({"tools": [{**WEATHER, "name": "a b"}]}, INVALID, "tools[0].name"),
     "too many tools": ({"tools": [WEATHER] * 129}, INVALID, "tools"),
@@ -125,15 +124,6 @@ CASES: dict[str, Case] = {
         {"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "gone"}},
         INVALID,
         "tool_choice.name",
-    ),
-    "choice and format": (
-        {
-            "tools": [WEATHER],
-            "tool_choice": {"type": "any"},
-            "output_config": {"format": SCHEMA},
-        },
-        INVALID,
-        "tool_choice",
     ),
     "thinking string": ({"thinking": "enabled"}, INVALID, "thinking"),
     "thinking type": ({"thinking": {"type": "between_tools"}}, UNSUPPORTED, "thinking.type"),

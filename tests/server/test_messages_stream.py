@@ -33,6 +33,7 @@ from deepinfer.text.reasoning import ReasoningParser
 from deepinfer.text.tool_formats.hermes import HermesParser
 from tests.server.messaging import (
     CALL,
+    INPUT,
     SAYING_TEMPLATE,
     WEATHER,
     messages_client,
@@ -256,3 +257,26 @@ def test_sdk_raises_for_an_error_event() -> None:
     decoded = list(anthropic.Stream.raw_events(httpx.Response(200, content=event)))
     assert [sse.event for sse in decoded] == ["error"]
     assert decoded[0].json()["error"]["message"] == "It ended"
+
+
+@pytest.mark.parametrize("max_tokens", [20, 30, 40])
+def test_call_that_max_tokens_cuts_is_a_block_with_what_there_is_of_its_input(
+    saying: ServerProcess, max_tokens: int
+) -> None:
+    body: dict[str, Any] = {
+        "model": MODEL_ID,
+        "max_tokens": max_tokens,
+        "messages": [user(CALL)],
+        "tools": [WEATHER],
+    }
+    with messages_client(saying) as sdk:
+        plain = sdk.messages.create(**body)
+        with sdk.messages.stream(**body) as stream:
+            streamed = stream.get_final_message()
+    assert plain.stop_reason == streamed.stop_reason == "max_tokens"
+    assert not [block for block in plain.content if block.type == "text"]
+    inputs = [
+        [b.input for b in answer.content if b.type == "tool_use"] for answer in (plain, streamed)
+    ]
+    assert inputs[0] == inputs[1]
+    assert all(INPUT.items() >= given.items() for given in inputs[0])  # type: ignore[union-attr]

@@ -94,7 +94,6 @@ CASES: list[Case] = [
         UNSUPPORTED,
         "tools[0].defer_loading",
     ),
-    ("template without tools", also(tools=[TOOL]), UNSUPPORTED, "tools"),
     ("choice without tools", also(tool_choice="required"), INVALID, "tool_choice"),
     ("choice unknown", also(tool_choice="maybe"), INVALID, "tool_choice"),
     ("choice hosted", also(tool_choice={"type": "mcp"}), UNSUPPORTED, "tool_choice.type"),

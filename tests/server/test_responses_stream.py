@@ -309,3 +309,22 @@ def test_failure_before_the_start_has_a_status(echo: httpx.Client) -> None:
     response = echo.post(PATH, json={"input": "x " * 9_000, "stream": True})
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_call_that_max_output_tokens_cuts_is_an_incomplete_item(echo: httpx.Client) -> None:
+    body = {"input": CALL, "tools": [WEATHER_TOOL], "max_output_tokens": 40}
+    whole = echo.post(PATH, json=body).json()
+    assert whole["status"] == "incomplete"
+    assert whole["incomplete_details"] == {"reason": "max_output_tokens"}
+    (item,) = whole["output"]
+    assert (item["type"], item["status"], item["name"]) == (
+        "function_call",
+        "incomplete",
+        "get_weather",
+    )
+    assert item["arguments"] != ARGUMENTS and ARGUMENTS.startswith(item["arguments"])
+    streamed = events_of(echo.post(PATH, json={**body, "stream": True}).text)
+    assert streamed[-1]["type"] == "response.incomplete"
+    (last,) = streamed[-1]["response"]["output"]
+    assert (last["arguments"], last["status"]) == (item["arguments"], "incomplete")
+    assert not [event for event in streamed if "output_text" in event["type"]]

@@ -77,7 +77,6 @@ BAD_TOKENIZE: list[tuple[str, dict[str, Any], tuple[int, str], str]] = [
     ("number", {"prompt": "a", "add_special_tokens": 1}, INVALID, "add_special_tokens"),
     ("model", {"prompt": "a", "model": "gpt-4"}, (404, "model_not_found"), "model"),
     ("tool of a prompt", {"prompt": "a", "tools": [TOOL]}, INVALID, "tools"),
-    ("tool of a model that has none", {"messages": [USER], "tools": [TOOL]}, UNSUPPORTED, "tools"),
     ("bad tool", {"messages": [USER], "tools": [{}]}, MISSING, "tools[0].type"),
     ("too many tools", {"messages": [USER], "tools": [TOOL] * 129}, INVALID, "tools"),
     ("spelling", {"prompt": "a", "return_token_strs": True}, UNSUPPORTED, "return_token_strs"),

@@ -155,6 +155,39 @@ def test_what_is_no_call_does_not_end_an_answer(echo: httpx.Client) -> None:
     assert (plain["message"]["content"], plain["finish_reason"]) == ("just words", "stop")
 
 
+def join_deltas(choices: list[dict[str, Any]]) -> tuple[str, list[dict[str, str]]]:
+    """The content of a stream, and its calls."""
+    calls: dict[int, dict[str, str]] = {}
+    for choice in choices:
+        for call in choice["delta"].get("tool_calls") or []:
+            function = calls.setdefault(call["index"], {"name": "", "arguments": ""})
+            for key, text in call["function"].items():
+                function[key] += text or ""
+    content = "".join(choice["delta"].get("content") or "" for choice in choices)
+    return content, list(calls.values())
+
+
+@pytest.mark.parametrize("fields", [{}, {"parallel_tool_calls": False}])
+def test_call_that_max_tokens_cuts_is_a_partial_call(
+    echo: httpx.Client, fields: dict[str, Any]
+) -> None:
+    seen = set()
+    for max_tokens in range(count_tokens("<tool_call>"), count_tokens(CALL) - 1):
+        wish = {"tools": [WEATHER], "max_tokens": max_tokens, **fields}
+        choice = ask(echo, CALL, **wish)
+        message = choice["message"]
+        content, calls = join_deltas(streamed := stream(echo, CALL, **wish))
+        whole = [call["function"] for call in message["tool_calls"] or []]
+        assert (content, calls) == (message["content"] or "", whole)
+        assert streamed[-1]["finish_reason"] == choice["finish_reason"]
+        assert not message["content"]
+        for call in whole:
+            assert choice["finish_reason"] in ("length", "tool_calls")
+            assert call["name"] == "get_weather" and ARGUMENTS.startswith(call["arguments"])
+            seen.add(call["arguments"])
+    assert len(seen) > 5
+
+
 def test_text_that_was_read_ahead_is_not_read_again() -> None:
     parser = FirstCallParser(open_parser(ToolFormat.HERMES))
     reader = ChatReader(ReasoningParser(is_open=True), parser, new_id=lambda: "call_1")

@@ -296,3 +296,39 @@ def test_folder_saved_by_transformers_reads_the_same(tmp_path: Path) -> None:
     ids = ours.encode(prompt, add_special_tokens=False)
     assert ids == theirs(prompt, add_special_tokens=False)["input_ids"]
     assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+TRIMMED_CHATML = chat_templates.CHATML.replace("message.content }}", "message.content | trim }}")
+CONTINUED = ["d", "<", "end", "im_end", "Sure", " a ", "two\n", "", "assistant"]
+
+
+@pytest.mark.parametrize("prefill", CONTINUED)
+@pytest.mark.parametrize("source", [chat_templates.CHATML, chat_templates.LLAMA_3, TRIMMED_CHATML])
+def test_prompt_ends_with_the_final_message_wherever_its_text_occurs_besides(
+    source: str, prefill: str
+) -> None:
+    messages = [*CHAT, {"role": "assistant", "content": prefill}]
+    ours = template(source).render(
+        messages, add_generation_prompt=False, continues_final_message=True
+    )
+    whole = template(source).render(messages, add_generation_prompt=False)
+    head = template(source).render(CHAT, add_generation_prompt=True)
+    trims = source is not chat_templates.CHATML
+    assert ours == head + (prefill.strip() if trims else prefill)
+    assert whole.startswith(ours)
+
+
+def test_final_message_that_is_shown_in_another_form_is_not_continued() -> None:
+    shouting = template("{% for m in messages %}{{ m.content | upper }}\n{% endfor %}")
+    silent = template("{% for m in messages[:-1] %}{{ m.content }}\n{% endfor %}")
+    for source in (shouting, silent):
+        with pytest.raises(InvalidValue, match="final message") as caught:
+            source.render(CHAT, add_generation_prompt=False, continues_final_message=True)
+        assert caught.value.param == "continue_final_message"
+
+
+def test_thoughts_that_a_template_leaves_out_do_not_stop_a_continuation() -> None:
+    last = [{"role": "assistant", "content": "<think>hm</think>\nYes, and"}]
+    source = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}<end>{% endfor %}"
+    prompt = template(source).render(last, continues_final_message=True)
+    assert prompt == "\nYes, and"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from deepinfer.text.tool_calls import (
     ArgumentsDelta,
     CallBroken,
+    CallCut,
     CallEnded,
     CallStarted,
     Content,
@@ -400,6 +401,70 @@ def test_call_that_breaks_off_anywhere_is_content(
     call = before.format(name) + arguments + after.partition("}")[1]
     text = call[: data.draw(st.integers(0, len(call) - 1))]
     assert answer_of(tool_format, text) == Answer(text, [])
+
+
+WRITTEN_CALLS = {
+    "hermes": (
+        HERMES,
+        '<tool_call>\n{"name": "f", "arguments": {"a": "b", "n": 12}}\n</tool_call>',
+    ),
+    "llama tag": (LLAMA3, '<|python_tag|>{"name": "f", "parameters": {"a": "b", "n": 12}}'),
+    "mistral array": (MISTRAL, '[TOOL_CALLS] [{"name": "f", "arguments": {"a": "b", "n": 12}}]'),
+    "mistral args": (MISTRAL, '[TOOL_CALLS]f[CALL_ID]123456789[ARGS]{"a": "b", "n": 12}'),
+    "qwen3-coder": (
+        QWEN_CODER,
+        "<tool_call>\n<function=f>\n<parameter=a>\nb\n</parameter>\n<parameter=n>\n12\n"
+        "</parameter>\n</function>\n</tool_call>",
+    ),
+    "glm": (
+        GLM,
+        "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>b</arg_value>\n<arg_key>n</arg_key>\n"
+        "<arg_value>12</arg_value>\n</tool_call>",
+    ),
+}
+MARKER_ENDS = {HERMES: ">", LLAMA3: ">", MISTRAL: "]", QWEN_CODER: ">", GLM: ">"}
+
+
+@pytest.mark.parametrize(("tool_format", "text"), WRITTEN_CALLS.values(), ids=WRITTEN_CALLS)
+def test_call_that_is_cut_anywhere_is_a_call_and_never_content(
+    tool_format: ToolFormat, text: str
+) -> None:
+    marker_len = text.index(MARKER_ENDS[tool_format]) + 1
+    (whole,) = answer_of(tool_format, text).calls
+    seen = []
+    for length in range(marker_len, len(text) + 1):
+        events = joined(read(open_parser(tool_format), [text[:length]], is_cut=True))
+        assert events == joined(read(open_parser(tool_format), text[:length], is_cut=True))
+        answer = collect(events)
+        assert answer.content == "" and not any(isinstance(e, CallBroken) for e in events)
+        for name, arguments in answer.calls:
+            assert name == whole[0] and whole[1].startswith(arguments)
+            seen.append(arguments)
+        assert bool(answer.calls) == bool(seen), "once the name is known, there is a call"
+    # Formats without JSON give a number out when it is whole.
+    assert {"", whole[1]} <= set(seen) and len(set(seen)) > 4
+
+
+@pytest.mark.parametrize(("tool_format", "text"), WRITTEN_CALLS.values(), ids=WRITTEN_CALLS)
+def test_second_call_that_is_cut_leaves_the_first_whole(tool_format: ToolFormat, text: str) -> None:
+    separator = "; " if tool_format is LLAMA3 else ""
+    second = text.removeprefix("<|python_tag|>")
+    for length in range(len(second)):
+        both = text + separator + second[:length]
+        events = read(open_parser(tool_format), [both], is_cut=True)
+        assert CallEnded(0) in events
+        assert all(event == CallCut(1) for event in events if isinstance(event, CallCut))
+
+
+def test_what_only_looks_like_the_beginning_of_a_call_is_content_when_it_is_cut() -> None:
+    for tool_format, text in [
+        (HERMES, "1 <"),
+        (HERMES, "so <tool_c"),
+        (LLAMA3, '{"name": "Ada", "born'),
+        (MISTRAL, "see [TOOL"),
+    ]:
+        answer = collect(read(open_parser(tool_format), [text], is_cut=True))
+        assert answer == Answer(text, [])
 
 
 # Where the name stands outside, no model wraps its arguments.

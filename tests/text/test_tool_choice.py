@@ -31,23 +31,27 @@ TEMPLATES = {
     "Qwen3-Coder": (QWEN_CODER, [], ToolFormat.QWEN_CODER),
     "GLM": (GLM, [], ToolFormat.GLM),
     "Llama 3.1": (LLAMA_31, ["<|python_tag|>", "<|eot_id|>"], ToolFormat.LLAMA3),
-    "a template like Llama's without its token": (LLAMA_31, ["<|eot_id|>"], None),
+    "a template like Llama's without its token": (LLAMA_31, ["<|eot_id|>"], ToolFormat.GENERIC),
     "Mistral": (MISTRAL_ARRAY, ["[TOOL_CALLS]"], ToolFormat.MISTRAL),
     "Ministral": (MISTRAL_ARGS, ["[TOOL_CALLS]", "[ARGS]"], ToolFormat.MISTRAL_ARGS),
-    "a template that never shows calls": (MISTRAL_WITHOUT_TOOLS, ["[TOOL_CALLS]"], None),
-    "DeepSeek": (DEEPSEEK, [], None),
-    "Llama 3 without calls": (LLAMA_3, ["<|python_tag|>"], None),
-    "ChatML": (CHATML, [], None),
+    "a template that never shows calls": (
+        MISTRAL_WITHOUT_TOOLS,
+        ["[TOOL_CALLS]"],
+        ToolFormat.GENERIC,
+    ),
+    "DeepSeek": (DEEPSEEK, [], ToolFormat.GENERIC),
+    "Llama 3 without calls": (LLAMA_3, ["<|python_tag|>"], ToolFormat.GENERIC),
+    "ChatML": (CHATML, [], ToolFormat.GENERIC),
 }
 
 
 @pytest.mark.parametrize(("template", "tokens", "expected"), TEMPLATES.values(), ids=TEMPLATES)
 def test_format_is_what_the_template_shows(
-    template: str, tokens: list[str], expected: ToolFormat | None
+    template: str, tokens: list[str], expected: ToolFormat
 ) -> None:
     assert find_tool_format(template, tokens) is expected
     evidence = find_evidence(template, tokens)
-    assert (evidence is None) == (expected is None)
+    assert (evidence is None) == (expected is ToolFormat.GENERIC)
     assert evidence is None or evidence.reason
 
 
@@ -67,9 +71,7 @@ def test_user_may_say_that_there_is_none() -> None:
 def test_name_that_is_no_format_is_refused_with_those_that_are() -> None:
     with pytest.raises(ConfigError, match="`pythonic`") as caught:
         find_tool_format(QWEN, [], named="pythonic")
-    assert caught.value.hint == (
-        "the formats are hermes, llama3, mistral, mistral-args, qwen3-coder, glm-4.5, none"
-    )
+    assert all(name in str(caught.value.hint) for name in (*ToolFormat, "none"))
 
 
 WITHOUT_JSON = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from deepinfer.text.tool_calls import (
     ArgumentsDelta,
     CallBroken,
+    CallCut,
     CallEnded,
     CallStarted,
     Content,
@@ -24,9 +25,9 @@ class Answer:
     calls: list[tuple[str, str]]
 
 
-def read(parser: ToolCallParser, pieces: Iterable[str]) -> list[Event]:
+def read(parser: ToolCallParser, pieces: Iterable[str], *, is_cut: bool = False) -> list[Event]:
     events = [event for piece in pieces for event in parser.feed(piece)]
-    return events + parser.close()
+    return events + parser.close(is_cut=is_cut)
 
 
 def joined(events: Iterable[Event]) -> list[Event]:
@@ -53,7 +54,7 @@ def collect(events: Iterable[Event]) -> Answer:
                 open_calls[index] = (name, "")
             case ArgumentsDelta(index, text):
                 open_calls[index] = (open_calls[index][0], open_calls[index][1] + text)
-            case CallEnded(index):
+            case CallEnded(index) | CallCut(index):
                 answer.calls.append(open_calls.pop(index))
             case CallBroken(index):
                 del open_calls[index]

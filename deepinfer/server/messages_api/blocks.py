@@ -29,7 +29,9 @@ class Text:
 
 @dataclass(frozen=True)
 class Thinking:
-    """What the model thought in an earlier turn, readable or not."""
+    """What the model thought in an earlier turn; empty where it is not readable."""
+
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,7 @@ def _read_text(block: JsonObject, at: str) -> Text:
 
 
 def _read_thinking(block: JsonObject, at: str) -> Thinking:
-    _string(block, "thinking", at)
-    return Thinking()
+    return Thinking(_string(block, "thinking", at))
 
 
 def _read_redacted(block: JsonObject, at: str) -> Thinking:

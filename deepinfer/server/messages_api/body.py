@@ -193,11 +193,6 @@ class PromptBody(Schema):
     def _check_forced_call(self, choice: ToolChoice) -> None:
         if not self.tools:
             raise invalid("needs `tools`", "tool_choice")
-        if self.grammar is not None:
-            raise invalid(
-                f"requires a call, and `{self.grammar.param}` is at odds with that; leave one out",
-                "tool_choice",
-            )
         if choice.type == "tool" and choice.name not in {tool.name for tool in self.tools}:
             raise invalid("must be the name of one of `tools`", "tool_choice.name")
 

@@ -1,7 +1,7 @@
 """From Anthropic's messages to the chat that the one generation path answers.
 
-A body that was accepted cannot make a wrong chat, so nothing is checked again. Thoughts of earlier
-turns are left out; turns of one role that follow each other become one, as templates expect it.
+A body that was accepted cannot make a wrong chat, so nothing is checked again. Turns of one role
+that follow each other become one, as templates expect it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ from typing import Any
 
 from deepinfer.server.chat_body import ChatBody
 from deepinfer.server.messages import CalledFunction, ChatMessage, ToolCall
-from deepinfer.server.messages_api.blocks import Block, ToolResult, ToolUse, join_texts
+from deepinfer.server.messages_api.blocks import (
+    Block,
+    Thinking,
+    ToolResult,
+    ToolUse,
+    join_texts,
+)
 from deepinfer.server.messages_api.body import InputMessage, MessagesBody, PromptBody
 
 # Fields of the chat under the names that this route's clients know.
@@ -76,7 +82,9 @@ def _conversation(body: PromptBody) -> list[ChatMessage]:
 
 def _turns(message: InputMessage) -> Iterator[ChatMessage]:
     if message.role == "assistant":
-        yield _say("assistant", join_texts(message.content), _calls(message.content))
+        thoughts = [block.text for block in message.content if isinstance(block, Thinking)]
+        turn = _say("assistant", join_texts(message.content), _calls(message.content))
+        yield _think(turn, thoughts)
         return
     runs = groupby(message.content, key=lambda block: isinstance(block, ToolResult))
     for _, run in runs:
@@ -89,6 +97,11 @@ def _turns(message: InputMessage) -> Iterator[ChatMessage]:
 
 def _say(role: str, content: str, tool_calls: list[ToolCall] | None = None) -> ChatMessage:
     return ChatMessage.model_construct(role=role, content=content, tool_calls=tool_calls or [])
+
+
+def _think(turn: ChatMessage, thoughts: list[str]) -> ChatMessage:
+    text = "\n".join(thought for thought in thoughts if thought)
+    return turn.model_copy(update={"reasoning_content": text}) if text else turn
 
 
 def _calls(blocks: tuple[Block, ...]) -> list[ToolCall]:
@@ -115,4 +128,5 @@ def _belong_together(first: ChatMessage, second: ChatMessage) -> bool:
 
 def _merge(first: ChatMessage, second: ChatMessage) -> ChatMessage:
     texts = [message.content for message in (first, second) if message.content]
-    return _say(first.role, "\n".join(texts), second.tool_calls)
+    merged = _say(first.role, "\n".join(texts), second.tool_calls)
+    return _think(merged, [first.thoughts, second.thoughts])

@@ -59,7 +59,9 @@ class MessageRun:
         return self._message(self._stop_reason)
 
     def _write_delta(self, delta: Delta) -> list[BlockEvent]:
-        return self.writer.write(delta.text, is_over=delta.finish_reason is not None)
+        is_cut = delta.finish_reason == FinishReason.LENGTH
+        is_over = delta.finish_reason is not None
+        return self.writer.write(delta.text, is_over=is_over, is_cut=is_cut)
 
     def _message(self, stop_reason: StopReason | None) -> Message:
         stop = self.choice.output.stop_string if stop_reason == "stop_sequence" else None

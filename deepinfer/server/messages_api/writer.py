@@ -1,17 +1,18 @@
 """The blocks of one answer, written as its text comes: the only way that a message is made.
 
 A stream sends what each piece of text does to the blocks; a whole message is the blocks in the end.
-A call becomes a block once it is whole, so that what looked like one and broke off is text in both.
+A call becomes a block once it is whole, so that what looked like one and broke off is text in both,
+or when the answer reaches its greatest length within it.
 This module knows neither tokens nor how a block is rendered.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Literal
 
 import msgspec
+from pydantic_core import from_json
 
 from deepinfer.server.chat_reader import ChatReader, ToolCall
 from deepinfer.server.ids import new_tool_use_id
@@ -61,10 +62,13 @@ class BlockWriter:
         self._open: Literal["text", "thinking"] | None = None
         self._texts: list[str] = []
 
-    def write(self, text: str, *, is_over: bool) -> list[BlockEvent]:
-        """What `text` does to the blocks; with `is_over` the last of them ends."""
+    def write(self, text: str, *, is_over: bool, is_cut: bool = False) -> list[BlockEvent]:
+        """What `text` does to the blocks; with `is_over` the last of them ends.
+
+        `is_cut` says that it ends because the answer has reached its greatest length.
+        """
         events: list[BlockEvent] = []
-        for piece in self._reader.read(text, is_over=is_over):
+        for piece in self._reader.read(text, is_over=is_over, is_cut=is_cut):
             if isinstance(piece, ToolCall):
                 events += self._add_call(piece)
             elif isinstance(piece, Content):
@@ -90,12 +94,15 @@ class BlockWriter:
     def _add_call(self, call: ToolCall) -> list[BlockEvent]:
         events = self._close()
         index, id_ = len(self.blocks), self._new_id()
-        self.blocks.append(ToolUseBlock(id=id_, name=call.name, input=json.loads(call.arguments)))
+        # Of partial arguments the SDK makes what this parser does, so both ways agree.
+        given = from_json(call.arguments or "{}", allow_partial=not call.is_whole)
+        self.blocks.append(ToolUseBlock(id=id_, name=call.name, input=given))
         self.has_calls = True
+        deltas = [BlockDelta(index, "tool_use", call.arguments)] if call.arguments else []
         return [
             *events,
             BlockStart(index, "tool_use", id_, call.name),
-            BlockDelta(index, "tool_use", call.arguments),
+            *deltas,
             BlockStop(index, "tool_use"),
         ]
 

@@ -1,7 +1,7 @@
 """From items to the messages of a chat: the one form that templates are written for.
 
-A turn of the assistant is one message with its calls, whatever number of items it came in. Earlier
-thoughts are left out, as templates of models that think do it themselves.
+A turn of the assistant is one message with its thoughts and calls, whatever number of items it came
+in. Which thoughts the model sees again is for the template to say.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from deepinfer.server.responses_api.items import (
     FunctionCallOutputItem,
     Item,
     MessageItem,
+    ReasoningItem,
 )
 
 
@@ -22,12 +23,19 @@ def as_messages(instructions: str | None, items: Iterable[Item]) -> list[ChatMes
     messages: list[ChatMessage] = []
     if instructions is not None:
         messages.append(ChatMessage.model_construct(role="system", content=instructions))
+    thoughts: list[str] = []  # of the turn that follows
     for item in items:
-        if isinstance(item, MessageItem):
+        if isinstance(item, ReasoningItem):
+            thoughts += [part.text for part in item.content]
+        elif isinstance(item, MessageItem):
             content = "\n".join(item.texts)
-            messages.append(ChatMessage.model_construct(role=item.role, content=content))
+            message = ChatMessage.model_construct(role=item.role, content=content)
+            messages.append(_think(message, thoughts))
         elif isinstance(item, FunctionCallItem):
-            _turn_of_assistant(messages).tool_calls.append(_as_tool_call(item))
+            if not messages or messages[-1].role != "assistant":
+                messages.append(ChatMessage.model_construct(role="assistant", content=None))
+            messages[-1] = _think(messages[-1], thoughts)
+            messages[-1].tool_calls.append(_as_tool_call(item))
         elif isinstance(item, FunctionCallOutputItem):
             messages.append(
                 ChatMessage.model_construct(
@@ -37,11 +45,13 @@ def as_messages(instructions: str | None, items: Iterable[Item]) -> list[ChatMes
     return messages
 
 
-def _turn_of_assistant(messages: list[ChatMessage]) -> ChatMessage:
-    """The last message if the assistant says it, else a new one."""
-    if not messages or messages[-1].role != "assistant":
-        messages.append(ChatMessage.model_construct(role="assistant", content=None))
-    return messages[-1]
+def _think(message: ChatMessage, thoughts: list[str]) -> ChatMessage:
+    """`message` with what was thought before it; thoughts before another's turn are dropped."""
+    texts = [text for text in (message.thoughts, *thoughts) if text]
+    thoughts.clear()
+    if not texts or message.role != "assistant":
+        return message
+    return message.model_copy(update={"reasoning_content": "\n".join(texts)})
 
 
 def _as_tool_call(item: FunctionCallItem) -> ToolCall:

@@ -51,7 +51,7 @@ class Draft:
         if self._reader is None:
             events = self._writer.write(ChatPart(delta.text), delta.tokens)
         else:
-            parts = self._reader.feed_in_order(delta.text, is_over=is_over)
+            parts = self._reader.feed_in_order(delta.text, is_over=is_over, is_cut=self._is_cut)
             events = [event for part in parts for event in self._writer.write(part)]
             events += self._writer.end_whole_call()
         return events + (self._writer.finish(is_cut=self._is_cut) if is_over else [])

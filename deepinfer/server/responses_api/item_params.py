@@ -143,7 +143,7 @@ class FunctionCallOutputParam(ItemParam):
 
 
 class ReasoningParam(ItemParam):
-    """Earlier thoughts. They are taken and not shown to the model again."""
+    """Earlier thoughts, which the chat template may show to the model again."""
 
     type: Literal["reasoning"]
     content: Thoughts = ()

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deepinfer.errors import RequestError
+from deepinfer.generation import FinishReason
 from deepinfer.server.answers import (
     AssistantMessage,
     CalledFunction,
@@ -106,7 +107,9 @@ class _Writer:
         if self.readers is None:
             return events.delta(delta.index, delta.text, delta.finish_reason, delta.tokens)
         reader = self.readers[delta.index]
-        event = events.part(delta.index, reader.feed(delta.text, is_over=is_over), delta.tokens)
+        is_cut = delta.finish_reason == FinishReason.LENGTH
+        part = reader.feed(delta.text, is_over=is_over, is_cut=is_cut)
+        event = events.part(delta.index, part, delta.tokens)
         if delta.finish_reason is None:
             return event
         return event + events.finish(delta.index, _finish_reason(delta.finish_reason, reader))
@@ -137,7 +140,8 @@ def _choice(index: int, answer: Answer, reader: ChatReader | None) -> ChatChoice
     message: AssistantMessage = AssistantMessage(content=answer.text)
     reason: ChatFinishReason = answer.finish_reason
     if reader is not None:
-        part = reader.feed(answer.text, is_over=True)
+        is_cut = answer.finish_reason == "length"
+        part = reader.feed(answer.text, is_over=True, is_cut=is_cut)
         reason = _finish_reason(answer.finish_reason, reader)
         message = _message(part, reader)
     return ChatChoice(index=index, message=message, logprobs=log_probs, finish_reason=reason)
@@ -146,7 +150,7 @@ def _choice(index: int, answer: Answer, reader: ChatReader | None) -> ChatChoice
 def _message(part: ChatPart, reader: ChatReader) -> ReadMessage:
     calls = [
         CallOfTool(id=call.id, function=CalledFunction(name=call.name, arguments=call.arguments))
-        for _, call in sorted(reader.calls.items())
+        for call in reader.written_calls
     ]
     return ReadMessage(
         content=part.content or (None if calls else ""),

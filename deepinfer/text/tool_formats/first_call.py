@@ -15,8 +15,8 @@ class FirstCallParser:
     def feed(self, text: str) -> list[Event]:
         return self._up_to_call(self._parser.feed(text)) if not self._is_over else []
 
-    def close(self) -> list[Event]:
-        return self._up_to_call(self._parser.close()) if not self._is_over else []
+    def close(self, *, is_cut: bool = False) -> list[Event]:
+        return self._up_to_call(self._parser.close(is_cut=is_cut)) if not self._is_over else []
 
     def _up_to_call(self, events: list[Event]) -> list[Event]:
         for index, event in enumerate(events):

@@ -13,6 +13,7 @@ from deepinfer.text.marker import MarkerFinder
 from deepinfer.text.tool_calls import (
     ArgumentsDelta,
     CallBroken,
+    CallCut,
     CallEnded,
     CallStarted,
     Content,
@@ -43,9 +44,16 @@ class FramedParser(ABC):
         self._show_call()
         return self._take_events()
 
-    def close(self) -> list[Event]:
+    def close(self, *, is_cut: bool = False) -> list[Event]:
+        if is_cut:
+            self._cut_call()
         self._give_back()
         return self._take_events()
+
+    @property
+    def _announced_name(self) -> str | None:
+        """Of the call that the text ends in, "" if it is not whole; None if it may be no call."""
+        return self._call.name if self._call is not None and self._call.has_started else None
 
     @abstractmethod
     def _in_text(self, char: str) -> None:
@@ -99,6 +107,21 @@ class FramedParser(ABC):
         self._raw.clear()
         self._say(raw)
 
+    def _cut_call(self) -> None:
+        """The call that the answer ends in stays one, though nothing of it will follow."""
+        name = self._announced_name
+        if name is None:
+            return
+        self._show_call()
+        if name:
+            if not self._has_shown_call:
+                self._show_content()
+                self._events.append(CallStarted(self._num_calls, name))
+            self._events.append(CallCut(self._num_calls))
+            self._num_calls += 1
+        self._call, self._has_shown_call = None, False
+        self._raw.clear()
+
     def _show_call(self) -> None:
         """All that is known of the call goes out before anything else does."""
         if self._call is None or not self._call.has_started:
@@ -139,11 +162,25 @@ class MarkedParser(FramedParser):
             text = self._read_text(text)  # most of an answer; a character at a time is slow
         return super().feed(text)
 
-    def close(self) -> list[Event]:
+    def close(self, *, is_cut: bool = False) -> list[Event]:
+        if is_cut:
+            self._cut_call()
         self._give_back()
         self._say(self._finder.finish())
         super()._say("".join(self._space))
         return self._take_events()
+
+    @property
+    def _announced_name(self) -> str | None:
+        """A marker stands before every candidate here, and the name may follow it."""
+        if self._call is not None:
+            return self._call.name
+        return None if self._step == self._in_text or not self._raw else self._read_name
+
+    @property
+    def _read_name(self) -> str:
+        """The tool's name, where one has been read whole before a call begins."""
+        return ""
 
     @abstractmethod
     def _after_marker(self, char: str) -> None:

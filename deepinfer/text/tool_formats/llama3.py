@@ -22,6 +22,13 @@ class Llama3Parser(FramedParser):
         self._tag = ""
         self._step = self._before_call
 
+    @property
+    def _announced_name(self) -> str | None:
+        # Behind the tag or another call nothing else can stand; a first object may be an answer.
+        if self._raw and (self._tag == TAG or self._num_calls):
+            return self._call.name if self._call is not None else ""
+        return super()._announced_name
+
     def _before_call(self, char: str) -> None:
         if char == "{" and self._tag in ("", TAG):
             self._begin_call(CallObject(is_marked=self._tag == TAG), char, self._after_object)

@@ -29,6 +29,11 @@ class MistralParser(MarkedParser):
         self._name = ""
         self._mark = ""
 
+    @property
+    def _read_name(self) -> str:
+        is_whole = self._step in (self._in_mark, self._in_call_id, self._before_arguments)
+        return self._name if is_whole else ""
+
     def _after_marker(self, char: str) -> None:
         if char == "[":
             self._raw.append(char)

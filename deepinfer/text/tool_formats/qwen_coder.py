@@ -35,6 +35,10 @@ class QwenCoderParser(ToolCallTagParser):
         self._tag = ""
         self._name = ""
 
+    @property
+    def _read_name(self) -> str:
+        return self._name if self._step == self._after_name else ""
+
     def _follow(self, marker: str) -> Step:
         self._tag = self._name = ""
         return self._after_marker if marker == OPENING else self._in_name
