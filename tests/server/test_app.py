@@ -57,6 +57,7 @@ class ScriptedClient(GeneratingCalls):
         cancel: Callable[[Sequence[str]], None],
     ) -> None:
         self.manifest = folder.manifest
+        self.capacity = None
         self.generate = lambda requests, terms: generate(requests)
         self.status = status
         self.cancel = cancel

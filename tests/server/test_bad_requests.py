@@ -371,7 +371,7 @@ def test_method_that_a_route_does_not_have(http: httpx.Client) -> None:
 def test_methods_of_one_path_are_allowed_together(http: httpx.Client) -> None:
     response = http.put("/v1/responses/resp_1")
     assert_error(response, 405, "method_not_allowed", None)
-    assert response.headers["allow"] == "DELETE, GET"
+    assert response.headers["allow"] == "DELETE, GET, HEAD"
 
 
 def test_sdk_raises_its_own_errors(sdk: openai.OpenAI) -> None:

@@ -56,7 +56,7 @@ CASES: list[Case] = [
     ("role unknown", one_item(role="tool", content="x"), INVALID, "input[0].role"),
     ("reference", one_item(type="item_reference", id="x"), UNSUPPORTED, "input[0].type"),
     ("kind unknown", one_item(type="web_search_call"), UNSUPPORTED, "input[0].type"),
-    ("kind number", one_item(type=5), UNSUPPORTED, "input[0].type"),
+    ("kind number", one_item(type=5), INVALID, "input[0].type"),
     ("call without id", {"input": [{**CALL, "call_id": None}]}, INVALID, "input[0].call_id"),
     ("call id long", {"input": [{**CALL, "call_id": "x" * 257}]}, INVALID, "input[0].call_id"),
     ("arguments object", {"input": [{**CALL, "arguments": {}}]}, INVALID, "input[0].arguments"),
