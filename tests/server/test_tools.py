@@ -231,6 +231,21 @@ def test_reasoning_is_told_from_the_answer(echo: httpx.Client) -> None:
     assert "".join(d.get("content") or "" for d in deltas) == "four"
 
 
+@pytest.mark.parametrize(
+    ("content", "is_open"), [("<think>two and", True), ("<think>hm</think>so", False)]
+)
+def test_message_that_is_continued_within_its_thoughts_goes_on_thinking(
+    echo: httpx.Client, content: str, is_open: bool
+) -> None:
+    # The engine repeats its prompt; what it says then goes on from thoughts, or from words.
+    messages = [{"role": "assistant", "content": f"x{content}"}]
+    body = {"messages": messages, "add_generation_prompt": False, "continue_final_message": True}
+    message = echo.post(CHAT, json=body).json()["choices"][0]["message"]
+    expected = f"x{content}" if is_open else None
+    assert message["reasoning_content"] == expected
+    assert message["content"] == ("" if is_open else f"x{content}")
+
+
 def test_earlier_calls_are_rendered_and_malformed_ones_as_they_are(echo: httpx.Client) -> None:
     for arguments, shown in (('{"a": 1}', '{"a": 1}'), ("{oops", '"{oops"')):
         call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
