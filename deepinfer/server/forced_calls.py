@@ -11,7 +11,8 @@ from deepinfer.generation import Grammar, TokenId
 from deepinfer.server.chat_body import ChatBody
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.schemas import GenerationBody
-from deepinfer.text.call_grammar import make_call_grammar
+from deepinfer.server.structured import MAX_SHOWN_PLACE
+from deepinfer.text.call_grammar import ToolRefused, make_call_grammar
 from deepinfer.text.json_schema import SchemaRefused
 from deepinfer.text.thoughts import allow_thoughts
 from deepinfer.text.tool_schema import choose_tools
@@ -49,9 +50,19 @@ def _find_own(engine: ServedEngine, body: GenerationBody) -> Grammar | None:
         grammar = make_call_grammar(tools, engine.tool_format, parallel=parallel)
         return Grammar("ebnf", grammar, param="tools")
     except SchemaRefused as refusal:
-        raise InvalidValue(
-            f"The parameters of a tool cannot be enforced: they {refusal.rule}", param="tools"
-        ) from None
+        raise _explain(body, refusal) from None
+
+
+def _explain(body: ChatBody, refusal: SchemaRefused) -> InvalidValue:
+    """The parameters of a tool that a required call cannot be held to, by their place."""
+    if not isinstance(refusal, ToolRefused):
+        message = f"`tools` {refusal.rule}; a call of one of them cannot be enforced"
+        return InvalidValue(message, param="tools")
+    names = [tool.function.name for tool in body.tools]
+    path = f"tools[{names.index(refusal.tool_name)}].function.parameters{refusal.at}"
+    path = path[:MAX_SHOWN_PLACE]
+    rule = f"`{path}` {refusal.rule}; a call of `{refusal.tool_name}` cannot be enforced"
+    return InvalidValue(rule, param=path)
 
 
 def read_prompt_end(engine: ServedEngine, prompt: Sequence[TokenId]) -> str:
