@@ -65,15 +65,15 @@ class GrammarGate:
         if not self._held:
             return
         self._advance(timeout_s)
+        timed_out, self._timed_out = self._timed_out, set()
         for request_id, held in list(self._held.items()):
             if held.digest in self._verdicts:
                 self._verdicts.move_to_end(held.digest)
                 del self._held[request_id]
                 yield held.request, self._verdicts[held.digest]
-            elif held.digest in self._timed_out:
+            elif held.digest in timed_out:
                 del self._held[request_id]
                 yield held.request, TOO_LONG
-        self._timed_out.clear()
         while len(self._verdicts) > MAX_VERDICTS:
             self._verdicts.popitem(last=False)
 
