@@ -126,6 +126,11 @@ def check_options(options: object, at: str) -> list[Any]:
     return options
 
 
+def restricts(keyword: str) -> bool:
+    """Whether it is one that may say something about values, honoured or not."""
+    return keyword in REFUSED or says_something({keyword: None})
+
+
 def says_something(schema: Schema) -> bool:
     """Whether any keyword is there that is not an annotation."""
     known = COMBINING.union(*KEYWORDS_OF_TYPE.values(), {"type"})

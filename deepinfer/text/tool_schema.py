@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deepinfer.errors import InvalidValue
-from deepinfer.text.json_schema import says_something
+from deepinfer.text.json_schema import restricts
 from deepinfer.text.tool_calls import ToolFormat
 
 Schema = dict[str, Any]
@@ -122,16 +122,16 @@ def _definitions(tools: Sequence[Tool]) -> Schema:
 
 def arguments_schema(tool: Tool, place: str = "#") -> Schema:
     """The tool's schema as it stands at `place`; arguments are an object whatever it says."""
-    if not any(says_something({key: tool.parameters[key]}) for key in _naming(tool.parameters)):
+    if not _may_hold_something(tool.parameters):
         return NO_PARAMETERS
     schema: Schema = _move(dict(tool.parameters), place)
     return {**schema, "type": "object"}
 
 
-def _naming(parameters: Mapping[str, Any]) -> set[str]:
-    """The keywords by which arguments may hold anything; an empty `properties` names nothing."""
+def _may_hold_something(parameters: Mapping[str, Any]) -> bool:
+    """Whether any keyword speaks of properties; an empty `properties` names none."""
     empty = {key for key in ("properties", "required") if not parameters.get(key)}
-    return parameters.keys() - empty - {"type"}
+    return any(map(restricts, parameters.keys() - empty - {"type"}))
 
 
 def _move(schema: Any, place: str) -> Any:

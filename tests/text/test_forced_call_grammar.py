@@ -61,6 +61,15 @@ def test_function_that_takes_any_names_is_no_function_without_parameters(
     assert any("true" in call[1] for call in draw_calls(tool_format, grammar, tools))
 
 
+@EVERY_FORMAT
+def test_keyword_that_cannot_be_enforced_is_not_taken_for_no_parameters(
+    tool_format: ToolFormat,
+) -> None:
+    with pytest.raises(ToolRefused) as refused:
+        make_call_grammar([Tool("f", {"type": "object", "not": {}})], tool_format, parallel=False)
+    assert refused.value.at == ".not"
+
+
 NOW = Tool("now", {})
 BAD = Tool("bad", {"type": "object", "properties": {"x": {"type": "array", "contains": {}}}})
 
