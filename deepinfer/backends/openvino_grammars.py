@@ -2,12 +2,14 @@
 
 Nothing here waits but where it is told to: grammars are tried one after another beside the steps
 of the engine, and a request goes on, or is refused, when its turn has come. A trial that takes too
-long is ended with its process. Verdicts are kept, a bounded number of them.
+much of a processor is ended with its process; how busy the machine is has no part in it. Verdicts
+are kept, a bounded number of them, but those that only time has given.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import select
 import subprocess
@@ -22,11 +24,15 @@ import msgspec
 
 from deepinfer.generation import GenerationRequest, Grammar
 
-TRIAL_TIMEOUT_S = 1.0  # for compiling, and for some steps; the engine then takes no longer
+TRIAL_CPU_S = 1.0  # for compiling, and for some steps; the engine then takes no longer
+# A process that waits uses no processor, so its time has an end as well, far off on any machine.
+TRIAL_TIMEOUT_S = 30.0
 START_TIMEOUT_S = 60.0  # for the process to import the library and load the tokenizer
 MAX_VERDICTS = 1_024
 RECEIVE_BYTES = 1 << 16
-TOO_LONG = f"takes longer than {TRIAL_TIMEOUT_S:g} s or more memory than allowed to compile and try"
+CPUCLOCK_SCHED = 2  # linux/posix-timers.h: the clock of the scheduler, in nanoseconds
+TOO_LONG = f"takes longer than {TRIAL_CPU_S:g} s of a processor to compile and try"
+TOO_LARGE = "takes more memory than allowed to compile and try, or ends the process that tries it"
 NOT_STARTED = "cannot be compiled, because the process that tries grammars does not start"
 
 
@@ -38,6 +44,7 @@ class GrammarGate:
         self._vocab_size = vocab_size
         self._held: dict[str, _Held] = {}
         self._verdicts: OrderedDict[bytes, str | None] = OrderedDict()  # by the grammar's digest
+        self._timed_out: set[bytes] = set()  # for who is held by now, and nobody after them
         self._trial: _Trial | None = None
 
     def hold(self, request: GenerationRequest) -> None:
@@ -58,11 +65,15 @@ class GrammarGate:
         if not self._held:
             return
         self._advance(timeout_s)
+        timed_out, self._timed_out = self._timed_out, set()
         for request_id, held in list(self._held.items()):
             if held.digest in self._verdicts:
                 self._verdicts.move_to_end(held.digest)
                 del self._held[request_id]
                 yield held.request, self._verdicts[held.digest]
+            elif held.digest in timed_out:
+                del self._held[request_id]
+                yield held.request, TOO_LONG
         while len(self._verdicts) > MAX_VERDICTS:
             self._verdicts.popitem(last=False)
 
@@ -94,8 +105,10 @@ class GrammarGate:
         elif trial.is_over:
             untried = self._next_untried()
             digest = trial.digest or (untried.digest if untried else None)
-            if digest is not None:
-                self._verdicts[digest] = TOO_LONG if trial.is_ready else NOT_STARTED
+            if digest is not None and trial.is_ready and not trial.is_gone:
+                self._timed_out.add(digest)
+            elif digest is not None:
+                self._verdicts[digest] = TOO_LARGE if trial.is_ready else NOT_STARTED
             trial.end()
             # Started before it is asked for, so that nobody waits for it but the next grammar.
             self._trial = _Trial.start(self._payload_dir, self._vocab_size)
@@ -113,12 +126,25 @@ def _digest(grammar: Grammar) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
+def _cpu_time_s(process: subprocess.Popen[bytes]) -> float:
+    """What all threads of a process have used of processors; 0 where it cannot be known."""
+    if sys.platform != "linux":
+        return 0.0
+    # The clock of another process by its id, as clock_getcpuclockid(3) makes it.
+    clock = (~process.pid << 3) | CPUCLOCK_SCHED
+    try:
+        return time.clock_gettime(clock)
+    except OSError:  # it has ended, and been waited for
+        return 0.0
+
+
 @dataclass
 class _Trial:
     """The process, and the digest of the grammar that it is at."""
 
     process: subprocess.Popen[bytes]
     deadline: float
+    cpu_limit_s: float = math.inf  # of all that the process has used when it must have answered
     digest: bytes | None = None
     is_ready: bool = False
     is_gone: bool = False
@@ -138,12 +164,15 @@ class _Trial:
     @property
     def is_over(self) -> bool:
         """Whether no answer will come, or none in time."""
-        return self.is_gone or time.monotonic() > self.deadline
+        if self.is_gone or time.monotonic() > self.deadline:
+            return True
+        return self.digest is not None and _cpu_time_s(self.process) > self.cpu_limit_s
 
     def begin(self, grammar: Grammar, digest: bytes) -> None:
         assert self.process.stdin is not None
         self.digest = digest
         self.deadline = time.monotonic() + TRIAL_TIMEOUT_S
+        self.cpu_limit_s = _cpu_time_s(self.process) + TRIAL_CPU_S
         try:
             self.process.stdin.write(msgspec.json.encode(grammar) + b"\n")
             self.process.stdin.flush()

@@ -3,7 +3,7 @@
 OpenVINO compiles a grammar in the first step of a request, with every other request waiting, and
 one that does not compile takes the whole pipeline down. So each is compiled here before, over the
 engine's own tokenizer and a model of next to no size, under a limit of memory. Whoever started
-this process gives it a time, and ends it when that is over.
+this process counts what it uses of processors, and ends it when that is too much.
 
 Its arguments are the payload and the size of the vocabulary. It reads grammars as JSON, a line
 each, and answers each with a line: what is wrong with it, or null.

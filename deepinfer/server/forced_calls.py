@@ -11,7 +11,8 @@ from deepinfer.generation import Grammar, TokenId
 from deepinfer.server.chat_body import ChatBody
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.schemas import GenerationBody
-from deepinfer.text.call_grammar import TAGS, make_call_grammar
+from deepinfer.server.structured import MAX_SHOWN_PLACE
+from deepinfer.text.call_grammar import TAGS, ToolRefused, make_call_grammar
 from deepinfer.text.either_grammar import either
 from deepinfer.text.json_schema import SchemaRefused
 from deepinfer.text.reasoning import CLOSING, OPENING
@@ -68,9 +69,19 @@ def _call_grammar(tool_format: ToolFormat, body: ChatBody) -> str:
             # Without a format the model would be free here; any arguments will do.
             free = [_loosened(tool, tool_format) for tool in tools]
             return make_call_grammar(free, tool_format, parallel=parallel)
-        raise InvalidValue(
-            f"The parameters of a tool cannot be enforced: they {refusal.rule}", param="tools"
-        ) from None
+        raise _explain(body, refusal) from None
+
+
+def _explain(body: ChatBody, refusal: SchemaRefused) -> InvalidValue:
+    """The parameters of a tool that a required call cannot be held to, by their place."""
+    if not isinstance(refusal, ToolRefused):
+        message = f"`tools` {refusal.rule}; a call of one of them cannot be enforced"
+        return InvalidValue(message, param="tools")
+    names = [tool.function.name for tool in body.tools]
+    path = f"tools[{names.index(refusal.tool_name)}].function.parameters{refusal.at}"
+    path = path[:MAX_SHOWN_PLACE]
+    rule = f"`{path}` {refusal.rule}; a call of `{refusal.tool_name}` cannot be enforced"
+    return InvalidValue(rule, param=path)
 
 
 def _loosened(tool: Tool, tool_format: ToolFormat) -> Tool:

@@ -22,13 +22,12 @@ def renaming_params(names: Mapping[str, str]) -> Iterator[None]:
 def rename_params(error: RequestError, names: Mapping[str, str]) -> None:
     """Name a chat's fields as `names` does, in the error's text and `param`.
 
-    The keys are top-level fields of a chat; what follows them in a path stays as it is.
+    The keys are paths into a chat, in which `[]` is any place of an array, as in the values; what
+    follows them stays as it is.
     """
     for ours, theirs in names.items():
-        error.message = re.sub(rf"`{ours}(?=[`.\[])", f"`{theirs}", error.message)
-        if error.param is not None and _leads_with(error.param, ours):
-            error.param = theirs + error.param[len(ours) :]
-
-
-def _leads_with(path: str, field: str) -> bool:
-    return path == field or path.startswith((f"{field}.", f"{field}["))
+        path = re.escape(ours).replace(r"\[\]", r"\[(\d+)\]")
+        name = theirs.replace("[]", r"[\1]")
+        error.message = re.sub(rf"`{path}(?=[`.\[])", f"`{name}", error.message)
+        if error.param is not None:
+            error.param = re.sub(rf"^{path}(?=$|[.\[])", name, error.param)

@@ -18,6 +18,7 @@ TRANSLATED = frozenset(
         "chat_template_kwargs",
         "guided_choice",
         "guided_grammar",
+        "grammar",
         "guided_json",
         "guided_regex",
         "max_completion_tokens",

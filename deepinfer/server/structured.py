@@ -86,10 +86,10 @@ def parse_regex(value: object, param: str, at: str = "") -> Grammar:
         raise _invalid(refusal.rule, at) from None
 
 
-def parse_ebnf(value: object, param: str, at: str = "") -> Grammar:
+def parse_ebnf(value: object, param: str, at: str = "", *, is_gbnf: bool = False) -> Grammar:
     text = _check_size(value, MAX_GRAMMAR_CHARS, at)
     try:
-        return Grammar("ebnf", text, ebnf=make_ebnf_grammar(text), param=param)
+        return Grammar("ebnf", text, ebnf=make_ebnf_grammar(text, is_gbnf=is_gbnf), param=param)
     except GrammarRefused as refusal:
         raise _invalid(refusal.rule, at) from None
 
@@ -105,6 +105,21 @@ def parse_choice(value: object, param: str, at: str = "") -> Grammar:
     return Grammar("ebnf", grammar, param=param)
 
 
+def parse_json_object(value: Mapping[str, Any], param: str) -> Grammar:
+    """A grammar for the format `json_object`: any object, or JSON by a schema beside the type.
+
+    The schema is `schema` to llama.cpp and Together, and `value` to text-generation-inference.
+    """
+    for name in ("schema", "value"):
+        if value.get(name) is not None:
+            return parse_json_schema(value[name], param, name)
+    return _any_object(param)
+
+
+def _parse_gbnf(value: object) -> Grammar | None:
+    return None if value == "" else parse_ebnf(value, "grammar", is_gbnf=True)
+
+
 def _any_object(param: str) -> Grammar:
     return Grammar("json", ebnf=ebnf.ANY_OBJECT, param=param)
 
@@ -117,7 +132,7 @@ def _parse_response_format(value: object) -> Grammar | None:
     if kind == "text":
         return None
     if kind == "json_object":
-        return _any_object(param)
+        return parse_json_object(value, param)
     if kind != "json_schema":
         raise _unsupported("may be `text`, `json_object` or `json_schema`", "type")
     described = value.get("json_schema")
@@ -177,7 +192,10 @@ _RESPONSE_FORMAT: dict[str, Any] = {
         {
             "type": "object",
             "required": ["type"],
-            "properties": {"type": {"enum": ["text", "json_object"]}},
+            "properties": {
+                "type": {"enum": ["text", "json_object"]},
+                "schema": {"anyOf": [_SCHEMA, {"type": "null"}]},
+            },
         },
         {
             "type": "object",
@@ -237,6 +255,11 @@ GuidedChoice = Annotated[
     _or_none(lambda value: parse_choice(value, "guided_choice")),
     WithJsonSchema(_CHOICE),
 ]
+Gbnf = Annotated[
+    Grammar | None,
+    _or_none(_parse_gbnf),
+    WithJsonSchema({"type": "string", "maxLength": MAX_GRAMMAR_CHARS}),
+]
 GuidedGrammar = Annotated[
     Grammar | None,
     _or_none(lambda value: parse_ebnf(value, "guided_grammar")),
@@ -249,7 +272,8 @@ class StructuredFields(BaseModel):
 
     response_format: ResponseFormat = Field(
         default=None,
-        description='`{"type": "text"}`, `{"type": "json_object"}` or `{"type": "json_schema", '
+        description='`{"type": "text"}`, `{"type": "json_object"}`, which may have a `schema`, '
+        'or `{"type": "json_schema", '
         '"json_schema": {"name", "schema", "strict"}}`',
     )
     structured_outputs: StructuredOutputs = Field(
@@ -265,6 +289,12 @@ class StructuredFields(BaseModel):
     guided_choice: GuidedChoice = Field(default=None, description="One of these texts")
     guided_grammar: GuidedGrammar = Field(
         default=None, description="Text of this grammar in EBNF, whose first rule is `root`"
+    )
+    # `grammar` is the property below.
+    gbnf: Gbnf = Field(
+        default=None,
+        alias="grammar",
+        description="Text of this grammar in llama.cpp's GBNF; empty for none",
     )
 
     @property

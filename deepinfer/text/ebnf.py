@@ -18,6 +18,10 @@ from collections.abc import Iterable
 MAX_INTEGER_DIGITS = 15  # what a double holds exactly, as most JSON libraries read numbers
 MAX_INTEGER = 10**MAX_INTEGER_DIGITS - 1
 
+BLOCK = 16  # see `repeat`
+MAX_SPELLED_OUT = 2 * BLOCK
+_BLOCKS = (1, BLOCK, BLOCK**2, BLOCK**3)
+
 # All that a JSON string may hold as it is: no quote, no backslash, no control character.
 PLAIN_CHARS = (
     r" !#-\[\]-\x7f\u0080-\u07ff\u0800-\u0fff\u1000-\ucfff\ud000-\ud7ff\ue000-\uffff"
@@ -29,7 +33,8 @@ value ::= object | array | string | number | boolean | null
 object ::= "{{" (member ("," member)*)? "}}"
 member ::= string ":" value
 array ::= "[" (value ("," value)*)? "]"
-string ::= "\"" [{PLAIN_CHARS}]* ("\\" escape [{PLAIN_CHARS}]*)* "\""
+string ::= "\"" chars "\""
+chars ::= [{PLAIN_CHARS}]* ("\\" escape [{PLAIN_CHARS}]*)*
 char ::= [{PLAIN_CHARS}] | "\\" escape
 escape ::= ["\\/bfnrt] | "u" ([0-9a-cA-CeEfF] hex hex hex | [dD] [0-7] hex hex)
 hex ::= [0-9a-fA-F]
@@ -69,10 +74,38 @@ def choice_grammar(texts: Iterable[str]) -> str:
 
 
 def repeat(expression: str, least: int, most: int | None) -> str:
-    """So many times in a row; nothing at all for none."""
-    if most == 0:
-        return ""
-    return f"({expression}){{{least},{'' if most is None else most}}}"
+    """So many times in a row; nothing at all for none.
+
+    Large counts are written as repetitions of repetitions: spelled out one by one, xgrammar takes
+    time with the square of the count. `((x){16}){0,1} (x){0,19}` is `x` up to 35 times.
+    """
+    if max(least, most or 0) <= MAX_SPELLED_OUT:
+        return f"({expression}){{{least},{'' if most is None else most}}}" if most != 0 else ""
+    fixed, left = [], least
+    for block in reversed(_BLOCKS):
+        times, left = divmod(left, block)
+        if times:
+            fixed.append(_repeat(expression, block, f"{{{times}}}"))
+    if most is None:
+        return " ".join([*fixed, f"({expression}){{0,}}"])
+    open_end, left = [], most - least
+    for block in reversed(_BLOCKS[1:]):
+        if left >= 2 * block:
+            times = left // block - 1
+            open_end.append(_repeat(expression, block, f"{{0,{times}}}"))
+            left -= times * block
+    if left:
+        open_end.append(f"({expression}){{0,{left}}}")
+    return " ".join([*fixed, *open_end])
+
+
+def _repeat(expression: str, block: int, counts: str) -> str:
+    """Blocks of so many, which are repeated."""
+    size = 1
+    while size < block:
+        expression = f"({expression}){{{BLOCK}}}"
+        size *= BLOCK
+    return f"({expression}){counts}"
 
 
 def integers(lowest: int, highest: int) -> list[str]:

@@ -1,4 +1,7 @@
-"""Users' grammars in EBNF: read, checked, and written again as what xgrammar keeps to.
+"""Users' grammars in EBNF or GBNF: read, checked, and written again as what xgrammar keeps to.
+
+GBNF is llama.cpp's form of EBNF: its names may begin with a digit, `.` is any character, and an
+alternative may be empty.
 
 xgrammar takes a grammar without any text, such as `root ::= root`, and then holds the model to
 nothing. Here every rule that the root leads to must have a text, and every name a rule.
@@ -9,7 +12,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from deepinfer.text.char_ranges import ANY
 from deepinfer.text.grammar_tree import (
+    Chars,
     Choice,
     GrammarRefused,
     GrammarWriter,
@@ -27,13 +32,13 @@ OWN = "own_"  # begins the names of users' rules, so that none is one of ours
 ROOT = f"{OWN}root"
 MAX_RULES = 2_000
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
-_HEAD = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)\s*::=")
+_GBNF_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _BLANK = re.compile(r"(?:\s|#[^\n]*)*")
 
 
-def make_ebnf_grammar(text: str) -> str:
+def make_ebnf_grammar(text: str, *, is_gbnf: bool = False) -> str:
     """The same grammar, with its classes of characters spelled out. Raises GrammarRefused."""
-    rules = _Parser(PatternReader(text)).parse()
+    rules = _Parser(PatternReader(text), is_gbnf=is_gbnf).parse()
     if ROOT not in rules:
         raise GrammarRefused("must have a rule `root ::= ...`")
     reached = {name: rules[name] for name in _reach(rules)}
@@ -95,8 +100,11 @@ def _has_text(node: Node, known: set[str]) -> bool:
 
 
 class _Parser:
-    def __init__(self, reader: PatternReader) -> None:
+    def __init__(self, reader: PatternReader, *, is_gbnf: bool = False) -> None:
         self._reader = reader
+        self._is_gbnf = is_gbnf
+        self._name = _GBNF_NAME if is_gbnf else _NAME
+        self._head = re.compile(rf"({self._name.pattern})\s*::=")
 
     def parse(self) -> dict[str, Node]:
         """Each rule by its name."""
@@ -104,7 +112,7 @@ class _Parser:
         self._reader.match(_BLANK)
         while self._reader.next:
             start = self._reader.at
-            head = self._reader.match(_HEAD)
+            head = self._reader.match(self._head)
             if head is None:
                 self._reader.fail("must be rules such as `name ::= ...`, one after another")
             if OWN + head[1] in rules:
@@ -127,12 +135,12 @@ class _Parser:
         while self._reader.next not in ("", "|", ")") and not self._is_at_rule():
             parts.append(self._term())
             self._reader.match(_BLANK)
-        if not parts:
+        if not parts and not self._is_gbnf:
             self._reader.fail('must say `""` where nothing may stand', start)
         return Sequence(tuple(parts))
 
     def _is_at_rule(self) -> bool:
-        return _HEAD.match(self._reader.text, self._reader.at) is not None
+        return self._head.match(self._reader.text, self._reader.at) is not None
 
     def _term(self) -> Node:
         term = self._atom()
@@ -142,7 +150,7 @@ class _Parser:
 
     def _atom(self) -> Node:
         start = self._reader.at
-        name = self._reader.match(_NAME)
+        name = self._reader.match(self._name)
         if name is not None:
             if self._reader.next == "(":
                 self._reader.fail("must not have macros", start)
@@ -154,6 +162,10 @@ class _Parser:
             return self._reader.char_class(start)
         if one == "(":
             return self._group(start)
+        if self._is_gbnf and one == ".":
+            return Chars(ANY)
+        if self._is_gbnf and one in "<!":
+            self._reader.fail("must not name tokens", start)
         return self._reader.fail(f"has `{one}` where an expression must be", start)
 
     def _group(self, start: int) -> Node:

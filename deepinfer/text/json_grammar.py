@@ -11,6 +11,7 @@ Knows no request and no library; the time that a grammar takes to compile is not
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -24,26 +25,28 @@ from deepinfer.text.json_schema import (
     SchemaRefused,
     are_apart,
     bounds,
-    check_keywords,
     check_options,
     constants,
     count,
+    has_type,
     join,
-    limit,
+    lengths,
     literals,
     mapping,
+    pointer_parts,
+    read_keywords,
     says_something,
+    step_of,
     types_of,
     value_types,
 )
+from deepinfer.text.number_grammar import NumberWriter
 
 MAX_DEPTH = 32  # schemas within schemas, by which the grammar's rules nest as well
 MAX_RULES = 5_000
-# Numbers with bounds beyond this are written whole: with fractions behind more digits, xgrammar has
-# been seen to make loops.
-MAX_WHOLE_OF_FRACTION = 99
 EMPTY = '""'  # as an alternative of a rule
 MAX_ONE_OF = 64  # each branch is compared with every other
+MAX_PERMUTED = 300  # sets of items that an array without repetitions may have begun with
 
 
 def make_grammar(schema: object) -> str:
@@ -114,8 +117,7 @@ class _Converter:
 
     def _merge(self, schema: Schema, at: str) -> Schema:
         """A schema without $ref and allOf: what they lead to stands beside its own keywords."""
-        check_keywords(schema, at)
-        merged = schema
+        merged = read_keywords(schema, at)
         seen = {id(schema)}
         while "$ref" in merged or "allOf" in merged:
             parts, rest = self._take_parts(merged, at)
@@ -126,8 +128,7 @@ class _Converter:
                 if id(part) in seen:
                     raise SchemaRefused("must not refer to itself without end", at)
                 seen.add(id(part))
-                check_keywords(part, at)
-                merged = join(merged, part, at)
+                merged = join(merged, read_keywords(part, at), at)
         return merged
 
     def _take_parts(self, schema: Schema, at: str) -> tuple[list[object], Schema]:
@@ -140,11 +141,11 @@ class _Converter:
         return parts, rest
 
     def _resolve(self, reference: object, at: str) -> object:
-        if not isinstance(reference, str) or not reference.startswith("#"):
+        parts = pointer_parts(reference)
+        if parts is None:
             raise SchemaRefused("must point into the schema itself, as in `#/$defs/name`", at)
         found = self._root
-        for part in reference.removeprefix("#").split("/")[1:]:
-            key = part.replace("~1", "/").replace("~0", "~")
+        for key in parts:
             if isinstance(found, list) and key.isdecimal() and int(key) < len(found):
                 found = found[int(key)]
             elif isinstance(found, dict) and key in found:
@@ -226,17 +227,69 @@ class _Converter:
             raise SchemaRefused("must be an array of strings", f"{at}.required")
         others = schema.get("additionalProperties", True)
         least, most = count(schema, "minProperties", at), count(schema, "maxProperties", at)
-        if not properties and not required:
-            return self._map(others, least or 0, most, at, depth)
+        names = self._names_of(schema, at)
+        given = names if isinstance(names, list) else None
+        if not properties and not required and (given is None or others is False):
+            return self._map(others, names, least or 0, most, at, depth)
+        named: Schema = dict.fromkeys(given or (), others) if not properties else {}
         unnamed = {name: others for name in required if name not in properties}
-        named = {**properties, **unnamed}
+        named = self._check_names({**named, **properties, **unnamed}, names, set(required), at)
         if (least or 0) > len(set(required)) or (most is not None and most < len(named)):
             rule = "is supported where `required` and `properties` already see to it"
             keyword = "maxProperties" if (least or 0) <= len(set(required)) else "minProperties"
             raise SchemaRefused(rule, f"{at}.{keyword}")
         return '"{" ' + self._properties(named, set(required), at, depth) + ' "}"'
 
-    def _map(self, others: object, least: int, most: int | None, at: str, depth: int) -> str:
+    def _names_of(self, schema: Schema, at: str) -> Schema | list[str] | None:
+        """What `propertyNames` says: a schema of strings, or all of the names; None for nothing."""
+        at = f"{at}.propertyNames"
+        given = schema.get("propertyNames", True)
+        if given is False:
+            return []
+        if given is True:
+            return None
+        if not isinstance(given, dict):
+            raise SchemaRefused("must be a schema that some value fits", at)
+        merged = self._merge(given, at)
+        if "type" in merged and "string" not in types_of(merged, at):
+            return []
+        merged = {key: value for key, value in merged.items() if key != "type"}
+        if "const" in merged or "enum" in merged:
+            literals([merged["const"]] if "const" in merged else merged["enum"], merged, at)
+            return [name for name in _values(merged) if isinstance(name, str)]
+        return (
+            {**merged, "type": "string"} if says_something(merged) or merged.get("format") else None
+        )
+
+    def _check_names(
+        self, named: Schema, names: Schema | list[str] | None, required: set[str], at: str
+    ) -> Schema:
+        """Those of `named` that `propertyNames` allows."""
+        if names is None:
+            return named
+        at = f"{at}.propertyNames"
+        if isinstance(names, list):
+            allowed = set(names)
+        elif names.keys() & {"pattern", "format", "anyOf", "oneOf"}:
+            rule = "may have `enum`, `const` and lengths only beside named properties"
+            raise SchemaRefused(rule, at)
+        else:
+            least, most = lengths(names, at)
+            allowed = {n for n in named if least <= len(n) and (most is None or len(n) <= most)}
+        for name in named.keys() & required:
+            if name not in allowed:
+                raise SchemaRefused("must allow the names in `required`", at)
+        return {name: value for name, value in named.items() if name in allowed}
+
+    def _map(
+        self,
+        others: object,
+        names: Schema | list[str] | None,
+        least: int,
+        most: int | None,
+        at: str,
+        depth: int,
+    ) -> str:
         """An object of any names. A name may come twice, so it has one property for certain."""
         if least > 1:
             raise SchemaRefused("may be at most 1 where no names are given", f"{at}.minProperties")
@@ -244,7 +297,10 @@ class _Converter:
             if least:
                 raise SchemaRefused("leaves no property to write", f"{at}.minProperties")
             return '"{}"'
-        member = f'string ":" {self._visit(others, f"{at}.additionalProperties", depth)}'
+        name = "string"
+        if isinstance(names, dict):
+            name = self._visit(names, f"{at}.propertyNames", depth)
+        member = f'{name} ":" {self._visit(others, f"{at}.additionalProperties", depth)}'
         return f'"{{" {_separated(member, least, most)} "}}"'
 
     def _properties(self, named: Schema, required: set[str], at: str, depth: int) -> str:
@@ -271,6 +327,8 @@ class _Converter:
         least, most = count(schema, "minItems", at) or 0, count(schema, "maxItems", at)
         if most is not None and most < least:
             raise SchemaRefused("must not be below minItems", f"{at}.maxItems")
+        if schema.get("uniqueItems") and (most is None or most > 1):
+            return self._distinct(schema, least, most, at)
         items = schema.get("items", True if not prefix or least > len(prefix) else False)
         if items is False:
             if least > len(prefix):
@@ -281,6 +339,46 @@ class _Converter:
         # An item that no array has room for need not be a schema that a value fits.
         rest = self._visit(items, f"{at}.items", depth) if most is None or most > len(names) else ""
         return '"[" ' + self._items(names, rest, least, most) + ' "]"'
+
+    def _distinct(self, schema: Schema, least: int, most: int | None, at: str) -> str:
+        """An array of some of a few values in any order, none of them twice.
+
+        A rule goes on from each set of values that have been written.
+        """
+        items = schema.get("items")
+        merged = self._merge(items, f"{at}.items") if isinstance(items, dict) else {}
+        if types_of(merged, at) == ["boolean"] and not {"const", "enum", "anyOf"} & merged.keys():
+            merged = {"enum": [False, True]}
+        rule = "is supported on arrays of an `enum` of a few values that are no arrays or objects"
+        values = _values(merged)
+        if "prefixItems" in schema or not values or any(isinstance(v, list | dict) for v in values):
+            raise SchemaRefused(rule, f"{at}.uniqueItems")
+        kinds = types_of(merged, f"{at}.items") if "type" in merged else ["value"]
+        fitting = [value for value in values if has_type(value, kinds)]
+        texts: dict[tuple[bool, Any], str] = {}
+        for value in fitting:
+            # 1 and 1.0 are the same value, 1 and true are not.
+            texts.setdefault((type(value) is bool, value), literals([value], {}, at))
+        alternatives = list(texts.values())
+        most = len(alternatives) if most is None else min(most, len(alternatives))
+        if most < least:
+            raise SchemaRefused("leaves too few values to write", f"{at}.minItems")
+        num_sets = sum(math.comb(len(alternatives), size) for size in range(most))
+        if num_sets > MAX_PERMUTED:
+            raise SchemaRefused(f"{rule}: there are too many ways to begin", f"{at}.uniqueItems")
+        rests: dict[frozenset[int], str] = {}
+        for size in range(most - 1, -1, -1):
+            for chosen in map(frozenset, itertools.combinations(range(len(alternatives)), size)):
+                comma = '"," ' if size else ""
+                options = [
+                    f"{comma}{text} {rests.get(chosen | {index}, '')}".rstrip()
+                    for index, text in enumerate(alternatives)
+                    if index not in chosen
+                ]
+                options += [EMPTY] if size >= least else []
+                rule_name = f"{self._prefix}u{len(self._rules)}"
+                rests[chosen] = self._define(rule_name, " | ".join(options))
+        return f'"[" {rests.get(frozenset(), "")} "]"'
 
     def _items(self, prefix: list[str], rest: str, least: int, most: int | None) -> str:
         if not prefix:
@@ -296,9 +394,7 @@ class _Converter:
         return tail
 
     def _string(self, schema: Schema, at: str, depth: int) -> str:
-        least, most = count(schema, "minLength", at) or 0, count(schema, "maxLength", at)
-        if most is not None and most < least:
-            raise SchemaRefused("must not be below minLength", f"{at}.maxLength")
+        least, most = lengths(schema, at)
         node = string_formats.read_form(schema, least, most, at)
         body = "" if node is None else self._write(node)
         return f'"\\"" {body or ebnf.repeat("char", least, most)} "\\""'
@@ -312,19 +408,21 @@ class _Converter:
         return name
 
     def _integer(self, schema: Schema, at: str, depth: int) -> str:
-        lowest, highest = bounds(schema, at)
-        return ebnf.one_of(ebnf.integers(lowest, highest))
+        return ebnf.one_of(self._numbers(at).whole(*bounds(schema, at), step_of(schema, at)))
 
     def _number(self, schema: Schema, at: str, depth: int) -> str:
-        """Whole numbers in range, and fractions if the range is a small one."""
-        lowest, highest = bounds(schema, at)
-        top = math.floor(limit(schema, "maximum", at, ebnf.MAX_INTEGER)) - 1
-        bottom = math.floor(-limit(schema, "minimum", at, -ebnf.MAX_INTEGER)) - 1
-        forms = ebnf.integers(lowest, highest)
-        for sign, least, most in (("", max(0, lowest), top), ('"-" ', max(0, -highest), bottom)):
-            if max(abs(lowest), abs(highest)) <= MAX_WHOLE_OF_FRACTION:
-                forms += [f"{sign}{whole} fraction" for whole in ebnf.magnitudes(least, most)]
-        return ebnf.one_of(forms)
+        return ebnf.one_of(self._numbers(at).any(*bounds(schema, at), step_of(schema, at)))
+
+    def _numbers(self, at: str) -> NumberWriter:
+        def define(expression: str) -> str:
+            return self._define(f"{self._prefix}d{len(self._rules)}", expression)
+
+        return NumberWriter(define, at)
+
+
+def _values(schema: Schema) -> list[Any]:
+    """Those that a schema has listed; none where it has not."""
+    return [schema["const"]] if "const" in schema else list(schema.get("enum", ()))
 
 
 def _separated(item: str, least: int, most: int | None) -> str:

@@ -9,21 +9,32 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
+from urllib.parse import unquote
 
 from deepinfer.text import ebnf
 
 MAX_ALTERNATIVES = 1_000  # of one enum, anyOf or allOf
-MAX_COUNT = 10_000  # minItems, maxLength and the like
+MAX_COUNT = 10_000  # minItems, maxProperties and the like
+MAX_LENGTH = 65_536  # minLength and maxLength
 
 Schema = Mapping[str, Any]
 
-_NUMERIC = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
+_NUMERIC = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 # By type, the keywords that say something about its values and about no others. The order is that
 # in which a schema without a type is taken to mean one.
 KEYWORDS_OF_TYPE: dict[str, set[str]] = {
-    "object": {"properties", "required", "additionalProperties", "minProperties", "maxProperties"},
-    "array": {"items", "prefixItems", "minItems", "maxItems"},
+    "object": {
+        "properties",
+        "required",
+        "additionalProperties",
+        "propertyNames",
+        "minProperties",
+        "maxProperties",
+    },
+    "array": {"items", "prefixItems", "minItems", "maxItems", "uniqueItems"},
     "string": {"minLength", "maxLength", "pattern"},
     "number": _NUMERIC,
     "integer": _NUMERIC,
@@ -35,22 +46,32 @@ COMBINING = {"$ref", "allOf", "anyOf", "oneOf", "const", "enum"}
 REFUSED: dict[str, tuple[Any, ...]] = {
     "$dynamicRef": (),
     "$recursiveRef": (),
-    "additionalItems": (),
     "contains": (),
     "dependencies": ({},),
     "dependentRequired": ({},),
     "dependentSchemas": ({},),
     "else": (),
     "if": (),
-    "multipleOf": (),
     "not": (),
     "patternProperties": ({},),
-    "propertyNames": ({},),
     "then": (),
     "unevaluatedItems": (False,),  # nothing is written that no keyword has looked at
     "unevaluatedProperties": (False,),
+}
+
+# Values at which a keyword asks for nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "propertyNames": (True, {}, {"type": "string"}),
     "uniqueItems": (False,),
 }
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The least or the greatest of numbers; `is_exclusive` where they must not be equal to it."""
+
+    value: Decimal
+    is_exclusive: bool = False
 
 
 class SchemaRefused(Exception):
@@ -62,7 +83,34 @@ class SchemaRefused(Exception):
         self.at = at  # where in the schema, as in `.properties.name`
 
 
-def check_keywords(schema: Schema, at: str) -> None:
+def read_keywords(schema: Schema, at: str) -> Schema:
+    """The schema as the newest draft writes it, once no keyword of it has to be refused.
+
+    Drafts up to 7 have tuples as an array of `items`, and draft 4 exclusive bounds as flags.
+    """
+    _check_keywords(schema, at)
+    read = {
+        key: value
+        for key, value in schema.items()
+        if not any(value is n or value == n for n in NEUTRAL.get(key, ()))
+    }
+    read.pop("additionalItems", None)
+    if isinstance(schema.get("items"), list):
+        if "prefixItems" in schema:
+            raise SchemaRefused("must be one schema beside `prefixItems`", f"{at}.items")
+        read["prefixItems"] = read.pop("items")
+        if "additionalItems" in schema:
+            read["items"] = schema["additionalItems"]
+    for bound in ("minimum", "maximum"):
+        name = f"exclusive{bound.capitalize()}"
+        if isinstance(schema.get(name), bool):
+            del read[name]
+            if schema[name] and bound in schema:
+                read[name] = read.pop(bound)
+    return read
+
+
+def _check_keywords(schema: Schema, at: str) -> None:
     for keyword, neutral in REFUSED.items():
         if keyword in schema and not any(
             schema[keyword] is n or schema[keyword] == n for n in neutral
@@ -76,6 +124,11 @@ def check_options(options: object, at: str) -> list[Any]:
     if len(options) > MAX_ALTERNATIVES:
         raise SchemaRefused(f"must have at most {MAX_ALTERNATIVES:,} items", at)
     return options
+
+
+def restricts(keyword: str) -> bool:
+    """Whether it is one that may say something about values, honoured or not."""
+    return keyword in REFUSED or says_something({keyword: None})
 
 
 def says_something(schema: Schema) -> bool:
@@ -136,7 +189,7 @@ def literals(values: Sequence[Any], schema: Schema, at: str) -> str:
     if bounds.intersection(others):
         raise SchemaRefused("must not stand beside other keywords than `type`", f"{at}.enum")
     allowed = types_of(schema, at) if "type" in schema else ["value"]
-    fitting = [value for value in values if _has_type(value, allowed)]
+    fitting = [value for value in values if has_type(value, allowed)]
     if not fitting:
         raise SchemaRefused("must have a value of the schema's type", f"{at}.enum")
     try:
@@ -149,7 +202,7 @@ def literals(values: Sequence[Any], schema: Schema, at: str) -> str:
     return ebnf.one_of(map(ebnf.literal, texts))
 
 
-def _has_type(value: object, allowed: Sequence[str]) -> bool:
+def has_type(value: object, allowed: Sequence[str]) -> bool:
     if "value" in allowed:
         return True
     if isinstance(value, bool):
@@ -168,36 +221,72 @@ def mapping(schema: Schema, keyword: str, at: str) -> Schema:
     return value
 
 
-def count(schema: Schema, keyword: str, at: str) -> int | None:
+def count(schema: Schema, keyword: str, at: str, most: int = MAX_COUNT) -> int | None:
     value = schema.get(keyword)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if value is None:
         return None
-    if type(value) is not int or not 0 <= value <= MAX_COUNT:
-        raise SchemaRefused(f"must be a whole number from 0 to {MAX_COUNT:,}", f"{at}.{keyword}")
+    if type(value) is not int or not 0 <= value <= most:
+        raise SchemaRefused(f"must be a whole number from 0 to {most:,}", f"{at}.{keyword}")
     return value
 
 
-def bounds(schema: Schema, at: str) -> tuple[int, int]:
-    """The lowest and the highest whole number in range."""
-    lowest = math.ceil(limit(schema, "minimum", at, -ebnf.MAX_INTEGER))
-    highest = math.floor(limit(schema, "maximum", at, ebnf.MAX_INTEGER))
-    lowest += lowest == schema.get("exclusiveMinimum")
-    highest -= highest == schema.get("exclusiveMaximum")
-    if lowest > highest:
-        raise SchemaRefused("must leave a whole number between its bounds", at)
+def lengths(schema: Schema, at: str) -> tuple[int, int | None]:
+    """The fewest and the most characters of a string; None where there is no end to it."""
+    least = count(schema, "minLength", at, MAX_LENGTH) or 0
+    most = count(schema, "maxLength", at, MAX_LENGTH)
+    if most is not None and most < least:
+        raise SchemaRefused("must not be below minLength", f"{at}.maxLength")
+    return least, most
+
+
+def bounds(schema: Schema, at: str) -> tuple[Bound | None, Bound | None]:
+    """The lowest and the highest number, None where none that is written is beyond it."""
+    lowest, highest = _bound(schema, "minimum", at), _bound(schema, "maximum", at)
+    if lowest is not None and lowest.value < -ebnf.MAX_INTEGER:
+        lowest = None
+    if highest is not None and highest.value > ebnf.MAX_INTEGER:
+        highest = None
     return lowest, highest
 
 
-def limit(schema: Schema, keyword: str, at: str, default: int) -> int | float:
+def _bound(schema: Schema, keyword: str, at: str) -> Bound | None:
     """The narrower of a bound and its exclusive form."""
-    found: list[int | float] = [default]
-    for name in (keyword, f"exclusive{keyword.capitalize()}"):
+    found = []
+    for name, is_exclusive in ((keyword, False), (f"exclusive{keyword.capitalize()}", True)):
         value = schema.get(name)
         if value is None:
             continue
-        if type(value) not in (int, float) or not abs(value) <= ebnf.MAX_INTEGER:
-            raise SchemaRefused(
-                f"must be a number of at most {ebnf.MAX_INTEGER_DIGITS} digits", f"{at}.{name}"
-            )
-        found.append(value)
-    return max(found) if keyword == "minimum" else min(found)
+        if type(value) not in (int, float) or math.isnan(value):
+            raise SchemaRefused("must be a number", f"{at}.{name}")
+        found.append(Bound(exact(value), is_exclusive))
+    if keyword == "minimum":
+        return max(found, key=lambda bound: (bound.value, bound.is_exclusive), default=None)
+    return min(found, key=lambda bound: (bound.value, not bound.is_exclusive), default=None)
+
+
+def exact(number: int | float) -> Decimal:
+    """The number as JSON writes it."""
+    return Decimal(number) if isinstance(number, int) else Decimal(repr(number))
+
+
+def step_of(schema: Schema, at: str) -> Decimal | None:
+    """What numbers are a multiple of."""
+    value = schema.get("multipleOf")
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise SchemaRefused("must be a number above 0", f"{at}.multipleOf")
+    return exact(value)
+
+
+def pointer_parts(reference: object) -> list[str] | None:
+    """The names that a reference within a schema consists of; None for any other reference.
+
+    As RFC 6901 writes them in a URI: percent-encoded, and `~1` for a slash.
+    """
+    if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
+        return None
+    parts = reference.split("/")[1:]
+    return [unquote(part).replace("~1", "/").replace("~0", "~") for part in parts]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from deepinfer.text.json_schema import pointer_parts
 from deepinfer.text.tool_schema import Tool
 
 Types = frozenset[str]
@@ -95,11 +96,15 @@ def _parts(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Iterator[objec
 
 def _resolve(reference: object, root: Mapping[str, Any]) -> object:
     """The schema that a reference within `root` leads to; None, which says nothing, without one."""
-    if not isinstance(reference, str) or not reference.startswith("#"):
+    parts = pointer_parts(reference)
+    if parts is None:
         return None
     found: object = root
-    for part in reference.removeprefix("#").split("/")[1:]:
-        if not isinstance(found, Mapping):
+    for part in parts:
+        if isinstance(found, list) and part.isdecimal() and int(part) < len(found):
+            found = found[int(part)]
+        elif isinstance(found, Mapping):
+            found = found.get(part)
+        else:
             return None
-        found = found.get(part.replace("~1", "/").replace("~0", "~"))
     return found

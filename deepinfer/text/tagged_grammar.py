@@ -11,7 +11,7 @@ from itertools import chain
 
 from deepinfer.text import ebnf
 from deepinfer.text.free_text import JSON_RULES, text_rules
-from deepinfer.text.json_schema import COMBINING, SchemaRefused, mapping
+from deepinfer.text.json_schema import COMBINING, SchemaRefused, mapping, read_keywords
 from deepinfer.text.tagged_values import ValueWriter
 from deepinfer.text.tool_formats.tags import CLOSING, OPENING, Tags
 from deepinfer.text.tool_schema import Schema, Tool, arguments_schema, pointer_part
@@ -51,8 +51,8 @@ class _CallWriter:
 
     def _parameters(self) -> list[tuple[str, bool]]:
         """Each name, and whether it is required."""
-        schema = self._definitions["tool"]
-        for keyword in (*COMBINING, "minProperties", "maxProperties"):
+        schema = read_keywords(self._definitions["tool"], "")
+        for keyword in (*COMBINING, "minProperties", "maxProperties", "propertyNames"):
             if keyword in schema:
                 raise SchemaRefused("is supported within `properties` only", f".{keyword}")
         properties, required = mapping(schema, "properties", ""), schema.get("required", [])

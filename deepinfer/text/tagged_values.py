@@ -19,7 +19,7 @@ from deepinfer.text.json_schema import (
     MAX_ALTERNATIVES,
     SchemaRefused,
     check_options,
-    count,
+    lengths,
     says_something,
 )
 from deepinfer.text.parameter_types import ANY, STRING, Types, type_of_value, types_of_schema
@@ -120,9 +120,7 @@ class ValueWriter:
     def _text(self, schema: Schema) -> str:
         if "pattern" in schema:
             raise SchemaRefused("is a keyword that is not supported between tags", ".pattern")
-        least, most = count(schema, "minLength", "") or 0, count(schema, "maxLength", "")
-        if most is not None and most < least:
-            raise SchemaRefused("must not be below minLength", ".maxLength")
+        least, most = lengths(schema, "")
         named = self._format(schema.get("format"), least, most)
         if named or (not least and most is None):
             return named or "text"

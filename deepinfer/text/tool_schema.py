@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deepinfer.errors import InvalidValue
+from deepinfer.text.json_schema import restricts
 from deepinfer.text.tool_calls import ToolFormat
 
 Schema = dict[str, Any]
@@ -121,10 +122,16 @@ def _definitions(tools: Sequence[Tool]) -> Schema:
 
 def arguments_schema(tool: Tool, place: str = "#") -> Schema:
     """The tool's schema as it stands at `place`; arguments are an object whatever it says."""
-    if not tool.parameters:
+    if not _may_hold_something(tool.parameters):
         return NO_PARAMETERS
     schema: Schema = _move(dict(tool.parameters), place)
     return {**schema, "type": "object"}
+
+
+def _may_hold_something(parameters: Mapping[str, Any]) -> bool:
+    """Whether any keyword speaks of properties; an empty `properties` names none."""
+    empty = {key for key in ("properties", "required") if not parameters.get(key)}
+    return any(map(restricts, parameters.keys() - empty - {"type"}))
 
 
 def _move(schema: Any, place: str) -> Any:
@@ -148,4 +155,4 @@ def _moved_value(keyword: str, value: Any, place: str) -> Any:
 
 def pointer_part(name: str) -> str:
     """As RFC 6901 writes a name inside a reference."""
-    return name.replace("~", "~0").replace("/", "~1")
+    return name.replace("~", "~0").replace("/", "~1").replace("%", "%25")

@@ -76,4 +76,5 @@ def test_schema_that_cannot_be_enforced_is_refused(sdk: anthropic.Anthropic) -> 
     with pytest.raises(anthropic.BadRequestError) as refused:
         ask(sdk, tools=[tool], tool_choice={"type": "any"})
     assert isinstance(refused.value.body, dict)
-    assert refused.value.body["error"]["param"] == "tools"
+    assert refused.value.body["error"]["param"] == "tools[0].input_schema.not"
+    assert "`f`" in refused.value.body["error"]["message"]

@@ -8,6 +8,7 @@ from deepinfer.errors import InvalidValue, RequestError
 from deepinfer.server.param_names import renaming_params
 
 NAMES = {"messages": "input", "max_tokens": "max_output_tokens", "n": "count"}
+NAMES["tools[].function.parameters"] = "tools[].input_schema"
 
 
 @pytest.mark.parametrize(
@@ -16,6 +17,12 @@ NAMES = {"messages": "input", "max_tokens": "max_output_tokens", "n": "count"}
         ("`messages[0].content` is bad", "messages[0].content", "input[0].content"),
         ("`max_tokens` is 3", "max_tokens", "max_output_tokens"),
         ("`name` is bad", "name", "name"),
+        (
+            "`tools[12].function.parameters.not` is bad",
+            "tools[12].function.parameters.not",
+            "tools[12].input_schema.not",
+        ),
+        ("`tools[1].function.name` is bad", "tools[1].function.name", "tools[1].function.name"),
         ("no field at all", None, None),
     ],
 )

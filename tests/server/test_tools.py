@@ -372,7 +372,7 @@ def test_call_that_the_tags_cannot_hold_is_refused(tagged: httpx.Client) -> None
     body = {"messages": [{"role": "user", "content": "hi"}], "tools": [tool]}
     response = tagged.post(CHAT, json={**body, "tool_choice": "required"})
     assert response.status_code == 400
-    assert response.json()["error"]["param"] == "tools"
+    assert response.json()["error"]["param"] == "tools[0].function.parameters.properties.x"
     assert "beside other values than null" in response.json()["error"]["message"]
 
 

@@ -10,6 +10,7 @@ from deepinfer.text import char_ranges
 from deepinfer.text.ebnf_grammar import make_ebnf_grammar
 from deepinfer.text.grammar_tree import Chars, GrammarRefused, Repeat, fit_length, lengths
 from deepinfer.text.regex_grammar import make_regex_grammar, parse_regex
+from tests.text.grammar_walk import Grammar
 
 CODES = st.integers(1, 0x10FFFF)
 RANGES = st.lists(st.tuples(CODES, CODES).map(sorted).map(tuple), max_size=5).map(char_ranges.union)
@@ -146,3 +147,31 @@ def test_grammar_without_texts_or_sense_is_refused(text: str, words: str) -> Non
 
 def test_left_recursion_with_a_base_is_taken() -> None:
     assert make_ebnf_grammar('root ::= root "+" [0-9] | [0-9]')
+
+
+def test_gbnf_is_taken_as_llama_cpp_writes_it() -> None:
+    text = (
+        "root ::= object ws\n"
+        'object ::= "{" ws ( 1st ("," ws 1st)* )? "}"  # names may begin with a digit\n'
+        '1st ::= "\\"" [^"\\\\\\x7F\\x00-\\x1F]{1,3} "\\"" ":" .\n'
+        'ws ::= | " " | "\\n" [ \\t]{0,20}\n'
+    )
+    grammar = Grammar(make_ebnf_grammar(text, is_gbnf=True))
+    assert grammar.has("{}") and grammar.has('{ "a":1, "b":]}\n\t')
+    assert not grammar.has('{"abcd":1}') and not grammar.has("{}\t")
+    with pytest.raises(GrammarRefused):
+        make_ebnf_grammar(text)
+
+
+@pytest.mark.parametrize("token", ["<[1000]>", "<think>", "!<think>"])
+def test_gbnf_of_tokens_is_refused(token: str) -> None:
+    with pytest.raises(GrammarRefused, match="tokens"):
+        make_ebnf_grammar(f'root ::= "a" {token}', is_gbnf=True)
+
+
+def test_large_counts_are_written_as_counts_of_counts() -> None:
+    assert make_regex_grammar("[ab]{1,32}").startswith("root ::= (set0){1,32}\n")
+    grammar = Grammar(make_regex_grammar("[ab]{40,1000}c"))
+    assert all(grammar.has("a" * length + "c") for length in (40, 41, 500, 999, 1_000))
+    assert not grammar.has("a" * 39 + "c") and not grammar.has("b" * 1_001 + "c")
+    assert len(make_regex_grammar("[ab]{40,10000}")) < 300

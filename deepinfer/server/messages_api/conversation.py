@@ -23,7 +23,11 @@ from deepinfer.server.messages_api.blocks import (
 from deepinfer.server.messages_api.body import InputMessage, MessagesBody, PromptBody
 
 # Fields of the chat under the names that this route's clients know.
-PARAM_NAMES = {"continue_final_message": "messages", "stop": "stop_sequences"}
+PARAM_NAMES = {
+    "continue_final_message": "messages",
+    "stop": "stop_sequences",
+    "tools[].function.parameters": "tools[].input_schema",
+}
 EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
 ERROR_MARK = "Error: "  # chats have no other way to say that a tool has failed
 

@@ -37,6 +37,7 @@ PARAM_NAMES = {
     "response_format": "text.format",
     "reasoning_effort": "reasoning.effort",
     "logprobs": "top_logprobs",
+    "tools[].function.parameters": "tools[].parameters",
 }
 FIELDS_OF_CHATS = (
     "temperature",

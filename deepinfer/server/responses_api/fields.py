@@ -14,8 +14,7 @@ from deepinfer.generation import Grammar
 from deepinfer.server import refused as refused_fields
 from deepinfer.server.messages import Function, Tool, ToolWish
 from deepinfer.server.schema_base import Schema, invalid, unsupported
-from deepinfer.server.structured import parse_json_schema
-from deepinfer.text import ebnf
+from deepinfer.server.structured import parse_json_object, parse_json_schema
 
 MAX_SHOWN_KIND = 40
 # As in the OpenAI API.
@@ -45,7 +44,7 @@ def _parse_format(value: object) -> TextFormat | None:
     if kind == "text":
         return None
     if kind == "json_object":
-        return TextFormat(Grammar("json", ebnf=ebnf.ANY_OBJECT, param=param), {"type": kind})
+        return TextFormat(parse_json_object(value, param), {"type": kind})
     if kind != "json_schema":
         raise unsupported("may be `text`, `json_object` or `json_schema`", "type")
     name, strict, description = (value.get(key) for key in ("name", "strict", "description"))
