@@ -130,6 +130,9 @@ class ChatMessage(Schema):
     content: Content | None = Field(
         default=None, description="Text, or parts of type `text`, which line breaks join"
     )
+    reasoning_content: str | None = Field(
+        default=None, description="Earlier thoughts of the assistant, which the template may show"
+    )
     name: str | None = Field(
         default=None, max_length=MAX_NAME_CHARS, description="Passed on to the chat template"
     )
@@ -163,6 +166,8 @@ class ChatMessage(Schema):
         # Templates that know no developer would leave out what it says; OpenAI takes it for system.
         role = "system" if self.role == "developer" else self.role
         message: dict[str, Any] = {"role": role, "content": self.content or ""}
+        if self.reasoning_content is not None:
+            message["reasoning_content"] = self.reasoning_content
         if self.name is not None:
             message["name"] = self.name
         if self.tool_calls:

@@ -77,17 +77,16 @@ STREAM_OPTIONS: Neutral = {
 }
 
 MESSAGES: Neutral = {
+    "compaction": (),
     "container": (),
-    "context_management": ({}, {"edits": []}),
     "inference_geo": ("global",),
     "mcp_servers": ([],),
     "speed": ("standard",),
+    "thread": (),
 }
 
 MESSAGES_TOOL: Neutral = {
     "allowed_callers": (["direct"],),
-    "defer_loading": (False,),
-    "input_examples": ([],),
 }
 
 # The third group is what chats call otherwise: silence would leave it undone.
@@ -153,8 +152,15 @@ WITHOUT_EFFECT = {
 MESSAGES_WITHOUT_EFFECT = {
     "cache_control": "Accepted; prompts share their cache without it",
     "diagnostics": "Accepted; there are none",
+    "fallbacks": "Accepted; no request is declined",
     "metadata": "Accepted; not kept",
     "service_tier": "Accepted; there is one tier",
+}
+
+MESSAGES_TOOL_WITHOUT_EFFECT = {
+    "cache_control": "Accepted; prompts share their cache without it",
+    "defer_loading": "Accepted; all tools are loaded at once",
+    "eager_input_streaming": "Accepted; an input is sent when it is whole",
 }
 
 

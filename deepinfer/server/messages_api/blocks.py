@@ -1,7 +1,9 @@
 """Content of messages as clients send it: a text, or blocks of text, thoughts, calls and results.
 
 Blocks are told apart by their `type`; kinds that would have to be fetched, seen or run by the
-server are refused by name. What a block means in a chat is not known here.
+server are refused by name. In the result of a tool they become a note instead: it stays in the
+conversation, and every later request would be refused for it. What a block means in a chat is not
+known here.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ MAX_BLOCKS = 10_000
 MAX_ID_CHARS = 256
 MAX_NAME_CHARS = 256
 MAX_SHOWN_KIND = 40
+OMITTED_NOTE = "[{kind} omitted: this model reads text only]"
 
 JsonObject = dict[str, Any]
 
@@ -29,7 +32,9 @@ class Text:
 
 @dataclass(frozen=True)
 class Thinking:
-    """What the model thought in an earlier turn, readable or not."""
+    """What the model thought in an earlier turn; empty where that is not readable."""
+
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,7 @@ def _read_text(block: JsonObject, at: str) -> Text:
 
 
 def _read_thinking(block: JsonObject, at: str) -> Thinking:
-    _string(block, "thinking", at)
-    return Thinking()
+    return Thinking(_string(block, "thinking", at))
 
 
 def _read_redacted(block: JsonObject, at: str) -> Thinking:
@@ -86,15 +90,40 @@ def _read_tool_use(block: JsonObject, at: str) -> ToolUse:
 
 def _read_tool_result(block: JsonObject, at: str) -> ToolResult:
     content = block.get("content")
-    text = "" if content is None else parse_texts(content, f"{at}.content")
+    text = "" if content is None else join_texts(_read_blocks(content, f"{at}.content", RESULTS))
     is_error = block.get("is_error")
     if type(is_error) not in (bool, type(None)):
         raise invalid("must be true or false", f"{at}.is_error")
     return ToolResult(_string(block, "tool_use_id", at, MAX_ID_CHARS), text, bool(is_error))
 
 
+def _read_omitted(block: JsonObject, at: str) -> Text:
+    return Text(OMITTED_NOTE.format(kind=block["type"]))
+
+
+def _read_document(block: JsonObject, at: str) -> Text:
+    source = block.get("source")
+    if isinstance(source, dict) and source.get("type") == "text":
+        text = source.get("data")
+        if isinstance(text, str):
+            return Text(text)
+    return _read_omitted(block, at)
+
+
+def _read_tool_reference(block: JsonObject, at: str) -> Text:
+    name = _string(block, "tool_name", at, MAX_NAME_CHARS)
+    return Text(f"The tool `{name}` is available")
+
+
 Reader = Callable[[JsonObject, str], Block]
 TEXT_ONLY: Mapping[str, Reader] = {"text": _read_text}
+RESULTS: Mapping[str, Reader] = {
+    **TEXT_ONLY,
+    "image": _read_omitted,
+    "document": _read_document,
+    # A search among tools that are loaded later ends with these; here all are loaded at once.
+    "tool_reference": _read_tool_reference,
+}
 ANY_KIND: Mapping[str, Reader] = {
     **TEXT_ONLY,
     "thinking": _read_thinking,
@@ -127,7 +156,8 @@ def _read_block(block: object, at: str, readers: Mapping[str, Reader]) -> Block:
 
 
 def parse_blocks(value: object) -> tuple[Block, ...]:
-    return _read_blocks(value, "", ANY_KIND)
+    # Assistants that only call are sent with null by clients that know it from chats.
+    return () if value is None else _read_blocks(value, "", ANY_KIND)
 
 
 def parse_texts(value: object, at: str = "") -> str:
@@ -161,21 +191,32 @@ _TEXTS = _string_or(_TEXT)
 _THINKING = _describe("thinking", {"thinking": _STRING})
 _REDACTED = _describe("redacted_thinking", {"data": _STRING})
 _TOOL_USE = _describe("tool_use", {"id": _ID, "name": _NAME, "input": {"type": "object"}})
+_RESULTS = _string_or(
+    _TEXT,
+    {
+        "type": "object",
+        "required": ["type"],
+        "properties": {"type": {"enum": ["image", "document"]}, "source": {"type": "object"}},
+    },
+    _describe("tool_reference", {"tool_name": _NAME}),
+)
 _RESULT_FIELDS = {
-    "content": {"anyOf": [*_TEXTS["anyOf"], {"type": "null"}]},
+    "content": {"anyOf": [*_RESULTS["anyOf"], {"type": "null"}]},
     "is_error": {"anyOf": [{"type": "boolean"}, {"type": "null"}]},
 }
 _TOOL_RESULT = _describe("tool_result", {"tool_use_id": _ID}, _RESULT_FIELDS)
 _BY_ROLE = {
     "user": _string_or(_TEXT, _TOOL_RESULT, min_items=1),
-    "assistant": _string_or(_TEXT, _THINKING, _REDACTED, _TOOL_USE),
+    "assistant": {
+        "anyOf": [*_string_or(_TEXT, _THINKING, _REDACTED, _TOOL_USE)["anyOf"], {"type": "null"}]
+    },
     "system": _string_or(_TEXT, min_items=1),
 }
 
 Content = Annotated[
     tuple[Block, ...],
     PlainValidator(parse_blocks),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]}),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}, {"type": "null"}]}),
 ]
 Texts = Annotated[str, PlainValidator(parse_texts), WithJsonSchema(_TEXTS)]
 

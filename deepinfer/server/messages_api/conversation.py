@@ -1,7 +1,9 @@
 """From Anthropic's messages to the chat that the one generation path answers.
 
-A body that was accepted cannot make a wrong chat, so nothing is checked again. Thoughts of earlier
-turns are left out; turns of one role that follow each other become one, as templates expect it.
+A body that was accepted cannot make a wrong chat, so nothing is checked again. Thoughts are handed
+on within the turn that is not over yet, where the model goes on from the results of its calls;
+those of earlier turns are left out. Turns of one role that follow each other become one, as
+templates expect it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any
 
 from deepinfer.server.chat_body import ChatBody
 from deepinfer.server.messages import CalledFunction, ChatMessage, ToolCall
-from deepinfer.server.messages_api.blocks import Block, ToolResult, ToolUse, join_texts
+from deepinfer.server.messages_api.blocks import Block, Thinking, ToolResult, ToolUse, join_texts
 from deepinfer.server.messages_api.body import InputMessage, MessagesBody, PromptBody
 
 # Fields of the chat under the names that this route's clients know.
@@ -28,10 +30,12 @@ def as_chat(body: PromptBody) -> ChatBody:
         "messages": _conversation(body),
         "add_generation_prompt": not body.is_prefilled,
         "continue_final_message": body.is_prefilled,
-        "tools": [tool.as_chat_tool() for tool in body.tools],
-        "response_format": body.grammar,
+        "tools": [tool.as_chat_tool() for tool in body.client_tools],
         "chat_template_kwargs": _template_arguments(body),
     }
+    # A call that is required is the whole answer, whatever form a text would have.
+    if body.tool_choice is None or body.tool_choice.as_wish.mode != "required":
+        fields["response_format"] = body.grammar
     if body.tool_choice is not None:
         fields["tool_choice"] = body.tool_choice.as_wish
         fields["parallel_tool_calls"] = not body.tool_choice.disable_parallel_tool_use
@@ -61,7 +65,12 @@ def _template_arguments(body: PromptBody) -> dict[str, Any]:
 
 
 def _conversation(body: PromptBody) -> list[ChatMessage]:
-    turns = [turn for message in body.messages for turn in _turns(message)]
+    open_turn = _find_open_turn(body.messages)
+    turns = [
+        turn
+        for index, message in enumerate(body.messages)
+        for turn in _turns(message, shows_thoughts=index > open_turn)
+    ]
     if body.messages[-1].role == "assistant" and not body.is_prefilled:
         turns.pop()  # an empty beginning of the answer
     if body.system:
@@ -74,9 +83,26 @@ def _conversation(body: PromptBody) -> list[ChatMessage]:
     return merged
 
 
-def _turns(message: InputMessage) -> Iterator[ChatMessage]:
+def _find_open_turn(messages: list[InputMessage]) -> int:
+    """The place of the user's last message that answers no call, or -1."""
+    places = (
+        index
+        for index, message in enumerate(messages)
+        if message.role == "user"
+        and not any(isinstance(block, ToolResult) for block in message.content)
+    )
+    return max(places, default=-1)
+
+
+def _turns(message: InputMessage, *, shows_thoughts: bool) -> Iterator[ChatMessage]:
     if message.role == "assistant":
-        yield _say("assistant", join_texts(message.content), _calls(message.content))
+        thoughts = [block.text for block in message.content if isinstance(block, Thinking)]
+        yield _say(
+            "assistant",
+            join_texts(message.content),
+            _calls(message.content),
+            "\n".join(filter(None, thoughts)) if shows_thoughts else "",
+        )
         return
     runs = groupby(message.content, key=lambda block: isinstance(block, ToolResult))
     for _, run in runs:
@@ -87,8 +113,15 @@ def _turns(message: InputMessage) -> Iterator[ChatMessage]:
             yield _say(message.role, join_texts(blocks))
 
 
-def _say(role: str, content: str, tool_calls: list[ToolCall] | None = None) -> ChatMessage:
-    return ChatMessage.model_construct(role=role, content=content, tool_calls=tool_calls or [])
+def _say(
+    role: str, content: str, tool_calls: list[ToolCall] | None = None, thoughts: str | None = None
+) -> ChatMessage:
+    return ChatMessage.model_construct(
+        role=role,
+        content=content,
+        tool_calls=tool_calls or [],
+        reasoning_content=thoughts or None,
+    )
 
 
 def _calls(blocks: tuple[Block, ...]) -> list[ToolCall]:
@@ -115,4 +148,5 @@ def _belong_together(first: ChatMessage, second: ChatMessage) -> bool:
 
 def _merge(first: ChatMessage, second: ChatMessage) -> ChatMessage:
     texts = [message.content for message in (first, second) if message.content]
-    return _say(first.role, "\n".join(texts), second.tool_calls)
+    thoughts = [m.reasoning_content for m in (first, second) if m.reasoning_content]
+    return _say(first.role, "\n".join(texts), second.tool_calls, "\n".join(thoughts))
