@@ -21,6 +21,14 @@ from deepinfer.server.schema_base import Rule, Schema, invalid, missing, unsuppo
 
 MAX_NAME_CHARS = 256
 MAX_CALLS_PER_MESSAGE = 128
+# Parts of a tool's result that are no text, and what the model reads in their place: an error
+# would come back with each later request, since the history holds them.
+ATTACHMENT_NOTES = {
+    **dict.fromkeys(("image_url", "image", "input_image"), "[image omitted]"),
+    **dict.fromkeys(("input_audio", "audio"), "[audio omitted]"),
+    **dict.fromkeys(("file", "input_file", "document"), "[file omitted]"),
+}
+RESULT_ATTACHMENTS = "result_attachments"  # in a validation's context: `note` or `refuse`
 TOOL_NAME_RULE = re.compile(r"[a-zA-Z0-9_.-]{1,64}")  # OpenAI's, and the dot of MCP servers
 
 

@@ -98,12 +98,8 @@ RESPONSES: Neutral = {
     "context_management": ([],),
     "conversation": (),
     "image": ({},),
-    "max_tool_calls": (),
     "moderation": (),
     "prompt": (),
-    "prompt_cache_options": ({},),
-    "prompt_cache_retention": ("in_memory",),
-    "truncation": ("disabled",),
     "functions": ([],),
     "logit_bias": ({},),
     "logprobs": (False,),
@@ -115,21 +111,17 @@ RESPONSES: Neutral = {
     "response_format": (),
 }
 
-RESPONSE_TEXT: Neutral = {
-    "verbosity": ("medium",),
-}
-
+# A summary is as detailed as it can be where the thoughts are shown whole.
 RESPONSE_REASONING: Neutral = {
     "context": ("auto",),
-    "generate_summary": ("auto",),
+    "generate_summary": ("auto", "concise", "detailed"),
     "mode": ("standard",),
-    "summary": ("auto",),
+    "summary": ("auto", "concise", "detailed", "none"),
 }
 
 RESPONSE_TOOL: Neutral = {
     "allowed_callers": (["direct"],),
     "async": (False,),
-    "defer_loading": (False,),
 }
 
 TOKENIZE: Neutral = {
@@ -165,7 +157,31 @@ MESSAGES_TOOL_WITHOUT_EFFECT = {
 
 
 RESPONSES_WITHOUT_EFFECT = {
+    "client_metadata": "Accepted; not kept",
+    "prompt_cache_options": "Accepted; prompts share their cache without it",
+    "prompt_cache_retention": "Accepted; prompts share their cache without it",
     "service_tier": "Accepted; there is one tier",
+}
+
+RESPONSE_COMPACT_WITHOUT_EFFECT = {
+    "prompt_cache_key": "Accepted; prompts share their cache without it",
+    "prompt_cache_options": "Accepted; prompts share their cache without it",
+    "prompt_cache_retention": "Accepted; prompts share their cache without it",
+    "service_tier": "Accepted; there is one tier",
+}
+
+RESPONSE_PROMPT_WITHOUT_EFFECT = {
+    "personality": "Accepted; models here have one",
+}
+
+RESPONSE_STREAM_OPTIONS_WITHOUT_EFFECT = {
+    "include_obfuscation": "Accepted; events are not padded",
+}
+
+RESPONSE_TOOL_WITHOUT_EFFECT = {
+    "defer_loading": "Accepted; all tools are loaded at once",
+    "input_examples": "Accepted; not shown to the model",
+    "output_schema": "Accepted; results are not checked",
 }
 
 

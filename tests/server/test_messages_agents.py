@@ -222,11 +222,11 @@ THOUGHTS = [
 ]
 
 
-def test_thoughts_are_handed_on_within_a_loop_of_calls(listing: httpx.Client) -> None:
+def test_thoughts_are_handed_to_the_template(listing: httpx.Client) -> None:
     prompt = list_prompt(listing, *THOUGHTS)
     assert "assistant: (first) [get_weather" in prompt
     assert "assistant: (second) [get_weather" in prompt
-    assert "assistant: yes" in prompt and "long gone" not in prompt
+    assert "assistant: (long gone) yes" in prompt
 
 
 def test_thoughts_of_earlier_turns_are_cleared_as_asked(listing: httpx.Client) -> None:
@@ -237,7 +237,7 @@ def test_thoughts_of_earlier_turns_are_cleared_as_asked(listing: httpx.Client) -
     }
     answer = ask(listing, *THOUGHTS, context_management=edits)
     prompt = answer["content"][0]["text"]
-    assert "(second)" in prompt and "(first)" not in prompt
+    assert "(second)" in prompt and "(first)" not in prompt and "(long gone)" not in prompt
     (applied,) = answer["context_management"]["applied_edits"]
     num_tokens = count(listing, *THOUGHTS)["input_tokens"]
     assert applied == {
@@ -286,7 +286,7 @@ def test_image_in_a_result_is_a_note(listing: httpx.Client) -> None:
     prompt = list_prompt(listing, user("x"), assistant([call("1")]), user([result("1", parts)]))
     lines = prompt.splitlines()[2:]
     assert lines[0] == "tool 1: shot" and "image" in lines[1]
-    assert lines[2] == "plain text" and "document" in lines[3] and "`clock`" in lines[4]
+    assert lines[2] == "plain text" and "file" in lines[3] and "`clock`" in lines[4]
     assert "AA==" not in prompt
 
 

@@ -12,15 +12,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import PlainValidator, WithJsonSchema
+from pydantic import PlainValidator, ValidationInfo, WithJsonSchema
 
+from deepinfer.server.messages import ATTACHMENT_NOTES, RESULT_ATTACHMENTS
 from deepinfer.server.schema_base import invalid, unsupported
 
 MAX_BLOCKS = 10_000
 MAX_ID_CHARS = 256
 MAX_NAME_CHARS = 256
 MAX_SHOWN_KIND = 40
-OMITTED_NOTE = "[{kind} omitted: this model reads text only]"
 
 JsonObject = dict[str, Any]
 
@@ -58,6 +58,9 @@ class ToolResult:
 Block = Text | Thinking | ToolUse | ToolResult
 
 
+Reader = Callable[[JsonObject, str], Block]
+
+
 def _string(block: JsonObject, key: str, at: str, most: int | None = None) -> str:
     value = block.get(key)
     if not isinstance(value, str):
@@ -89,8 +92,16 @@ def _read_tool_use(block: JsonObject, at: str) -> ToolUse:
 
 
 def _read_tool_result(block: JsonObject, at: str) -> ToolResult:
+    return _read_result(block, at, RESULTS)
+
+
+def _read_tool_result_of_text(block: JsonObject, at: str) -> ToolResult:
+    return _read_result(block, at, TEXT_RESULTS)
+
+
+def _read_result(block: JsonObject, at: str, readers: Mapping[str, Reader]) -> ToolResult:
     content = block.get("content")
-    text = "" if content is None else join_texts(_read_blocks(content, f"{at}.content", RESULTS))
+    text = "" if content is None else join_texts(_read_blocks(content, f"{at}.content", readers))
     is_error = block.get("is_error")
     if type(is_error) not in (bool, type(None)):
         raise invalid("must be true or false", f"{at}.is_error")
@@ -98,7 +109,7 @@ def _read_tool_result(block: JsonObject, at: str) -> ToolResult:
 
 
 def _read_omitted(block: JsonObject, at: str) -> Text:
-    return Text(OMITTED_NOTE.format(kind=block["type"]))
+    return Text(ATTACHMENT_NOTES[block["type"]])
 
 
 def _read_document(block: JsonObject, at: str) -> Text:
@@ -115,14 +126,13 @@ def _read_tool_reference(block: JsonObject, at: str) -> Text:
     return Text(f"The tool `{name}` is available")
 
 
-Reader = Callable[[JsonObject, str], Block]
 TEXT_ONLY: Mapping[str, Reader] = {"text": _read_text}
+# A search among tools that are loaded later ends with references; here all are loaded at once.
+TEXT_RESULTS: Mapping[str, Reader] = {**TEXT_ONLY, "tool_reference": _read_tool_reference}
 RESULTS: Mapping[str, Reader] = {
-    **TEXT_ONLY,
+    **TEXT_RESULTS,
     "image": _read_omitted,
     "document": _read_document,
-    # A search among tools that are loaded later ends with these; here all are loaded at once.
-    "tool_reference": _read_tool_reference,
 }
 ANY_KIND: Mapping[str, Reader] = {
     **TEXT_ONLY,
@@ -131,6 +141,7 @@ ANY_KIND: Mapping[str, Reader] = {
     "tool_use": _read_tool_use,
     "tool_result": _read_tool_result,
 }
+WITHOUT_ATTACHMENTS = {**ANY_KIND, "tool_result": _read_tool_result_of_text}
 
 
 def _read_blocks(value: object, at: str, readers: Mapping[str, Reader]) -> tuple[Block, ...]:
@@ -155,9 +166,11 @@ def _read_block(block: object, at: str, readers: Mapping[str, Reader]) -> Block:
     return readers[kind](block, at)
 
 
-def parse_blocks(value: object) -> tuple[Block, ...]:
-    # Assistants that only call are sent with null by clients that know it from chats.
-    return () if value is None else _read_blocks(value, "", ANY_KIND)
+def parse_blocks(value: object, info: ValidationInfo) -> tuple[Block, ...]:
+    if value is None:  # as clients of chats send an assistant that only calls
+        return ()
+    takes_attachments = (info.context or {}).get(RESULT_ATTACHMENTS, "note") == "note"
+    return _read_blocks(value, "", ANY_KIND if takes_attachments else WITHOUT_ATTACHMENTS)
 
 
 def parse_texts(value: object, at: str = "") -> str:

@@ -1,15 +1,14 @@
 """From Anthropic's messages to the chat that the one generation path answers.
 
 A body that was accepted cannot make a wrong chat, so nothing is checked again. Thoughts are handed
-on within the turn that is not over yet, where the model goes on from the results of its calls;
-those of earlier turns are left out. Turns of one role that follow each other become one, as
-templates expect it.
+on, and the template says which of them the model sees again. Turns of one role that follow each
+other become one, as templates expect it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
@@ -65,12 +64,7 @@ def _template_arguments(body: PromptBody) -> dict[str, Any]:
 
 
 def _conversation(body: PromptBody) -> list[ChatMessage]:
-    open_turn = _find_open_turn(body.messages)
-    turns = [
-        turn
-        for index, message in enumerate(body.messages)
-        for turn in _turns(message, shows_thoughts=index > open_turn)
-    ]
+    turns = [turn for message in body.messages for turn in _turns(message)]
     if body.messages[-1].role == "assistant" and not body.is_prefilled:
         turns.pop()  # an empty beginning of the answer
     if body.system:
@@ -83,26 +77,11 @@ def _conversation(body: PromptBody) -> list[ChatMessage]:
     return merged
 
 
-def _find_open_turn(messages: list[InputMessage]) -> int:
-    """The place of the user's last message that answers no call, or -1."""
-    places = (
-        index
-        for index, message in enumerate(messages)
-        if message.role == "user"
-        and not any(isinstance(block, ToolResult) for block in message.content)
-    )
-    return max(places, default=-1)
-
-
-def _turns(message: InputMessage, *, shows_thoughts: bool) -> Iterator[ChatMessage]:
+def _turns(message: InputMessage) -> Iterator[ChatMessage]:
     if message.role == "assistant":
         thoughts = [block.text for block in message.content if isinstance(block, Thinking)]
-        yield _say(
-            "assistant",
-            join_texts(message.content),
-            _calls(message.content),
-            "\n".join(filter(None, thoughts)) if shows_thoughts else "",
-        )
+        calls = _calls(message.content)
+        yield _say("assistant", join_texts(message.content), calls, _join_thoughts(thoughts))
         return
     runs = groupby(message.content, key=lambda block: isinstance(block, ToolResult))
     for _, run in runs:
@@ -120,7 +99,7 @@ def _say(
         role=role,
         content=content,
         tool_calls=tool_calls or [],
-        reasoning_content=thoughts or None,
+        reasoning_content=thoughts,
     )
 
 
@@ -148,5 +127,9 @@ def _belong_together(first: ChatMessage, second: ChatMessage) -> bool:
 
 def _merge(first: ChatMessage, second: ChatMessage) -> ChatMessage:
     texts = [message.content for message in (first, second) if message.content]
-    thoughts = [m.reasoning_content for m in (first, second) if m.reasoning_content]
-    return _say(first.role, "\n".join(texts), second.tool_calls, "\n".join(thoughts))
+    thoughts = _join_thoughts([first.reasoning_content, second.reasoning_content])
+    return _say(first.role, "\n".join(texts), second.tool_calls, thoughts)
+
+
+def _join_thoughts(thoughts: Iterable[str | None]) -> str | None:
+    return "\n".join(filter(None, thoughts)) or None
