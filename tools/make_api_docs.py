@@ -57,22 +57,28 @@ def walk(schema: dict[str, Any], definitions: dict[str, Any], path: str) -> Iter
     for name in sorted(schema["properties"], key=lambda name: name not in required):
         field = schema["properties"][name]
         yield describe_field(path + name, field, is_required=name in required)
-        found = find_reference(field)
+        found = find_model(field, definitions)
         if found is not None:
             model, brackets = found
-            yield from walk(definitions[model], definitions, f"{path}{name}{brackets}.")
+            yield from walk(model, definitions, f"{path}{name}{brackets}.")
 
 
-def find_reference(field: dict[str, Any]) -> tuple[str, str] | None:
-    """The one model that a field holds, and `[]` where it holds many of it."""
+def find_model(
+    field: dict[str, Any], definitions: dict[str, Any]
+) -> tuple[dict[str, Any], str] | None:
+    """The schema of the one model that a field holds, and `[]` where it holds many of it."""
     alternatives = [option for option in field.get("anyOf", [field]) if option != NULL]
     if len(alternatives) != 1:
         return None
     (only,) = alternatives
     items = only.get("items", only)
-    if "$ref" not in items:
-        return None
-    return items["$ref"].rpartition("/")[2], "[]" if "items" in only else ""
+    options = [_resolve(option, definitions) for option in items.get("anyOf", [items])]
+    models = [option for option in options if "title" in option and "properties" in option]
+    return (models[0], "[]" if "items" in only else "") if len(models) == 1 else None
+
+
+def _resolve(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    return definitions[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
 
 
 def describe_field(name: str, field: dict[str, Any], *, is_required: bool) -> Row:

@@ -22,7 +22,7 @@ from deepinfer.server.auth import HEALTH_PATHS, KEY_HEADER
 from deepinfer.server.chat_body import ChatBody
 from deepinfer.server.messages_api.answer import MESSAGE_EVENTS
 from deepinfer.server.messages_api.body import MessagesBody, PromptBody
-from deepinfer.server.responses_api.body import ResponsesBody
+from deepinfer.server.responses_api.body import CompactBody, InputTokensBody, ResponsesBody
 from deepinfer.server.schema_base import Schema
 from deepinfer.server.schemas import CompletionBody
 from deepinfer.server.token_bodies import DetokenizeBody, TokenizeBody
@@ -34,6 +34,8 @@ BODIES: Mapping[str, type[Schema]] = {
     "POST /v1/completions": CompletionBody,
     "POST /v1/chat/completions": ChatBody,
     "POST /v1/responses": ResponsesBody,
+    "POST /v1/responses/input_tokens": InputTokensBody,
+    "POST /v1/responses/compact": CompactBody,
     "POST /v1/messages": MessagesBody,
     "POST /v1/messages/count_tokens": PromptBody,
     "POST /tokenize": TokenizeBody,

@@ -77,17 +77,16 @@ STREAM_OPTIONS: Neutral = {
 }
 
 MESSAGES: Neutral = {
+    "compaction": (),
     "container": (),
-    "context_management": ({}, {"edits": []}),
     "inference_geo": ("global",),
     "mcp_servers": ([],),
     "speed": ("standard",),
+    "thread": (),
 }
 
 MESSAGES_TOOL: Neutral = {
     "allowed_callers": (["direct"],),
-    "defer_loading": (False,),
-    "input_examples": ([],),
 }
 
 # The third group is what chats call otherwise: silence would leave it undone.
@@ -99,12 +98,8 @@ RESPONSES: Neutral = {
     "context_management": ([],),
     "conversation": (),
     "image": ({},),
-    "max_tool_calls": (),
     "moderation": (),
     "prompt": (),
-    "prompt_cache_options": ({},),
-    "prompt_cache_retention": ("in_memory",),
-    "truncation": ("disabled",),
     "functions": ([],),
     "logit_bias": ({},),
     "logprobs": (False,),
@@ -116,21 +111,17 @@ RESPONSES: Neutral = {
     "response_format": (),
 }
 
-RESPONSE_TEXT: Neutral = {
-    "verbosity": ("medium",),
-}
-
+# A summary is as detailed as it can be where the thoughts are shown whole.
 RESPONSE_REASONING: Neutral = {
     "context": ("auto",),
-    "generate_summary": ("auto",),
+    "generate_summary": ("auto", "concise", "detailed"),
     "mode": ("standard",),
-    "summary": ("auto",),
+    "summary": ("auto", "concise", "detailed", "none"),
 }
 
 RESPONSE_TOOL: Neutral = {
     "allowed_callers": (["direct"],),
     "async": (False,),
-    "defer_loading": (False,),
 }
 
 TOKENIZE: Neutral = {
@@ -162,13 +153,44 @@ STREAM_OPTIONS_WITHOUT_EFFECT = {
 MESSAGES_WITHOUT_EFFECT = {
     "cache_control": "Accepted; prompts share their cache without it",
     "diagnostics": "Accepted; there are none",
+    "fallbacks": "Accepted; no request is declined",
     "metadata": "Accepted; not kept",
     "service_tier": "Accepted; there is one tier",
 }
 
+MESSAGES_TOOL_WITHOUT_EFFECT = {
+    "cache_control": "Accepted; prompts share their cache without it",
+    "defer_loading": "Accepted; all tools are loaded at once",
+    "eager_input_streaming": "Accepted; an input is sent when it is whole",
+}
+
 
 RESPONSES_WITHOUT_EFFECT = {
+    "client_metadata": "Accepted; not kept",
+    "prompt_cache_options": "Accepted; prompts share their cache without it",
+    "prompt_cache_retention": "Accepted; prompts share their cache without it",
     "service_tier": "Accepted; there is one tier",
+}
+
+RESPONSE_COMPACT_WITHOUT_EFFECT = {
+    "prompt_cache_key": "Accepted; prompts share their cache without it",
+    "prompt_cache_options": "Accepted; prompts share their cache without it",
+    "prompt_cache_retention": "Accepted; prompts share their cache without it",
+    "service_tier": "Accepted; there is one tier",
+}
+
+RESPONSE_PROMPT_WITHOUT_EFFECT = {
+    "personality": "Accepted; models here have one",
+}
+
+RESPONSE_STREAM_OPTIONS_WITHOUT_EFFECT = {
+    "include_obfuscation": "Accepted; events are not padded",
+}
+
+RESPONSE_TOOL_WITHOUT_EFFECT = {
+    "defer_loading": "Accepted; all tools are loaded at once",
+    "input_examples": "Accepted; not shown to the model",
+    "output_schema": "Accepted; results are not checked",
 }
 
 

@@ -89,7 +89,6 @@ def test_all_else_of_messages_is_named(name: str) -> None:
 RESPONSES = PAGE.partition("\n## `POST /v1/responses`")[2].partition("\n## ")[0]
 REFUSED_IN_RESPONSES = {
     *(refused.RESPONSES.keys() - refused.GENERATION.keys()),
-    *refused.RESPONSE_TEXT,
     *refused.RESPONSE_REASONING,
     *refused.RESPONSE_TOOL,
 }

@@ -30,6 +30,8 @@ DOCUMENT = {"type": "document", "source": {"type": "text", "data": "x"}}
 CALL = {"type": "tool_use", "id": "1", "name": "f", "input": {}}
 RESULT = {"type": "tool_result", "tool_use_id": "1"}
 SCHEMA = {"type": "json_schema", "schema": {"type": "object"}}
+WEB_SEARCH = {"type": "web_search_20250305", "name": "web_search"}
+CLEARING = {"type": "clear_tool_uses_20250919"}
 KEY = "a-key-of-some-length"
 
 Case = tuple[dict[str, Any], tuple[int, str], str | None]
@@ -37,6 +39,10 @@ Case = tuple[dict[str, Any], tuple[int, str], str | None]
 
 def content(*blocks: Any) -> dict[str, Any]:
     return {"messages": [user(list(blocks))]}
+
+
+def edits(*some: Any) -> dict[str, Any]:
+    return {"context_management": {"edits": list(some)}}
 
 
 CASES: dict[str, Case] = {
@@ -55,10 +61,15 @@ CASES: dict[str, Case] = {
     "block without text": (content({"type": "text"}), INVALID, "messages[0].content[0].text"),
     "image": (content(TEXT, IMAGE), UNSUPPORTED, "messages[0].content[1].type"),
     "document": (content(DOCUMENT), UNSUPPORTED, "messages[0].content[0].type"),
-    "image in a result": (
-        content({**RESULT, "content": [IMAGE]}),
+    "call in a result": (
+        content({**RESULT, "content": [CALL]}),
         UNSUPPORTED,
         "messages[0].content[0].content[0].type",
+    ),
+    "reference without a tool": (
+        content({**RESULT, "content": [{"type": "tool_reference"}]}),
+        INVALID,
+        "messages[0].content[0].content[0].tool_name",
     ),
     "call of a user": (content(CALL), INVALID, "messages[0].content[0]"),
     "result of an assistant": (
@@ -97,20 +108,30 @@ CASES: dict[str, Case] = {
     "tool without schema": ({"tools": [{"name": "f"}]}, MISSING, "tools[0].input_schema"),
     "tool name": ({"tools": [{**WEATHER, "name": "a b"}]}, INVALID, "tools[0].name"),
     "too many tools": ({"tools": [WEATHER] * 129}, INVALID, "tools"),
-    "web search": (
-        {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
+    "tool of another route": (
+        {"tools": [{"type": "function", "function": {"name": "f"}}]},
         UNSUPPORTED,
         "tools[0].type",
     ),
-    "bash": (
-        {"tools": [WEATHER, {"type": "bash_20250124", "name": "bash"}]},
+    "caller of a tool": (
+        {"tools": [{**WEATHER, "allowed_callers": ["code_execution_20250825"]}]},
+        UNSUPPORTED,
+        "tools[0].allowed_callers",
+    ),
+    "examples of a tool": (
+        {"tools": [{**WEATHER, "input_examples": ["x"]}]},
+        INVALID,
+        "tools[0].input_examples[0]",
+    ),
+    "any of tools that are not served": (
+        {"tools": [WEATHER, WEB_SEARCH], "tool_choice": {"type": "any"}},
         UNSUPPORTED,
         "tools[1].type",
     ),
-    "deferred tool": (
-        {"tools": [{**WEATHER, "defer_loading": True}]},
+    "choice of a tool that is not served": (
+        {"tools": [WEB_SEARCH], "tool_choice": {"type": "tool", "name": "web_search"}},
         UNSUPPORTED,
-        "tools[0].defer_loading",
+        "tools[0].type",
     ),
     "any of no tools": ({"tool_choice": {"type": "any"}}, INVALID, "tool_choice"),
     "choice string": ({"tool_choice": "any"}, INVALID, "tool_choice"),
@@ -151,11 +172,42 @@ CASES: dict[str, Case] = {
     ),
     "container": ({"container": "c"}, UNSUPPORTED, "container"),
     "mcp_servers": ({"mcp_servers": [{"url": "x"}]}, UNSUPPORTED, "mcp_servers"),
-    "context_management": (
-        {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}},
+    "context_management": ({"context_management": []}, INVALID, "context_management"),
+    "edit without type": (edits({}), INVALID, "context_management.edits[0]"),
+    "edit unknown": (
+        edits({"type": "clear_all"}),
         UNSUPPORTED,
-        "context_management",
+        "context_management.edits[0].type",
     ),
+    "edit with a trigger of text": (
+        edits({**CLEARING, "trigger": "now"}),
+        INVALID,
+        "context_management.edits[0].trigger",
+    ),
+    "edit with another trigger": (
+        edits({**CLEARING, "trigger": {"type": "days", "value": 1}}),
+        UNSUPPORTED,
+        "context_management.edits[0].trigger.type",
+    ),
+    "edit that keeps less than nothing": (
+        edits({**CLEARING, "keep": {"type": "tool_uses", "value": -1}}),
+        INVALID,
+        "context_management.edits[0].keep.value",
+    ),
+    "edit that keeps some thoughts": (
+        edits({"type": "clear_thinking_20251015", "keep": "some"}),
+        INVALID,
+        "context_management.edits[0].keep",
+    ),
+    "compaction that is due": (
+        edits(
+            {"type": "clear_thinking_20251015", "keep": "all"},
+            {"type": "compact_20260112", "trigger": {"type": "input_tokens", "value": 1}},
+        ),
+        UNSUPPORTED,
+        "context_management.edits[1].type",
+    ),
+    "compaction": ({"compaction": {"type": "enabled"}}, UNSUPPORTED, "compaction"),
     "speed": ({"speed": "fast"}, UNSUPPORTED, "speed"),
     "another model": ({"model": "gone"}, (404, "model_not_found"), "model"),
 }
@@ -197,6 +249,7 @@ def test_what_asks_for_nothing_is_accepted(http: httpx.Client) -> None:
         "container": None,
         "mcp_servers": [],
         "context_management": {"edits": []},
+        "fallbacks": [{"model": "another"}],
         "thinking": None,
         "tools": [],
         "system": None,

@@ -52,6 +52,9 @@ def test_every_route_is_described(document: dict[str, Any]) -> None:
         ("get", "/v1/responses/{response_id}"),
         ("delete", "/v1/responses/{response_id}"),
         ("get", "/v1/responses/{response_id}/input_items"),
+        ("post", "/v1/responses/{response_id}/cancel"),
+        ("post", "/v1/responses/input_tokens"),
+        ("post", "/v1/responses/compact"),
         ("post", "/v1/messages"),
         ("post", "/v1/messages/count_tokens"),
     }
@@ -118,7 +121,7 @@ def test_every_field_of_a_responses_body_is_described(document: dict[str, Any]) 
     assert set(properties) == expected
     assert properties["max_output_tokens"]["default"] is None
     assert properties["temperature"]["default"] == 0.7
-    assert properties["truncation"]["enum"] == [None, "disabled"]
+    assert properties["background"]["enum"] == [None, False]
     stored = document["paths"]["/v1/responses/{response_id}"]["get"]["responses"]
     assert set(stored) == {"200", "400", "401", "404", "500"}
 

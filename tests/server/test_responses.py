@@ -90,7 +90,8 @@ def test_what_was_asked_is_said_back(http: httpx.Client) -> None:
     assert {name: answer[name] for name in asked} == asked
     defaults = post(http, input="hi")
     assert (defaults["temperature"], defaults["top_p"]) == (0.7, 0.95)
-    assert defaults["store"] is True and defaults["text"] == {"format": {"type": "text"}}
+    assert defaults["store"] is True
+    assert defaults["text"] == {"format": {"type": "text"}, "verbosity": "medium"}
     assert defaults["metadata"] == {} and defaults["tools"] == []
 
 

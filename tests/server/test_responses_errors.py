@@ -43,6 +43,15 @@ def also(**fields: Any) -> dict[str, Any]:
     return {"input": "hi", **fields}
 
 
+def allowed(mode: str, *tools: Any) -> dict[str, Any]:
+    return {"type": "allowed_tools", "mode": mode, "tools": list(tools)}
+
+
+NOT_FOUND = (404, "not_found")
+ENCRYPTED = INVALID, "input[0].encrypted_content"
+WEB_SEARCH = {"type": "web_search"}
+NAMESPACE = {"type": "namespace", "name": "n", "description": "d"}
+LARK = {"type": "grammar", "syntax": "lark", "definition": "start: /a/"}
 IMAGE = {"type": "input_image", "image_url": "http://127.0.0.1/x.png"}
 CASES: list[Case] = [
     ("no input", {}, MISSING, "input"),
@@ -54,19 +63,23 @@ CASES: list[Case] = [
     ("item without role", {"input": [USER, {"content": "x"}]}, MISSING, "input[1].role"),
     ("item without content", one_item(role="user"), MISSING, "input[0].content"),
     ("role unknown", one_item(role="tool", content="x"), INVALID, "input[0].role"),
-    ("reference", one_item(type="item_reference", id="x"), UNSUPPORTED, "input[0].type"),
+    ("reference", one_item(type="item_reference", id="x"), NOT_FOUND, "input[0].id"),
+    ("reference without type", one_item(id="x"), NOT_FOUND, "input[0].id"),
+    ("compaction of others", one_item(type="compaction", encrypted_content="x"), *ENCRYPTED),
+    ("status", {"input": [{**CALL, "status": "done"}]}, INVALID, "input[0].status"),
     ("kind unknown", one_item(type="web_search_call"), UNSUPPORTED, "input[0].type"),
     ("kind number", one_item(type=5), INVALID, "input[0].type"),
     ("call without id", {"input": [{**CALL, "call_id": None}]}, INVALID, "input[0].call_id"),
     ("call id long", {"input": [{**CALL, "call_id": "x" * 257}]}, INVALID, "input[0].call_id"),
-    ("arguments object", {"input": [{**CALL, "arguments": {}}]}, INVALID, "input[0].arguments"),
+    ("arguments number", {"input": [{**CALL, "arguments": 5}]}, INVALID, "input[0].arguments"),
     ("result number", {"input": [{**RESULT, "output": 1}]}, INVALID, "input[0].output"),
     (
-        "result image",
-        {"input": [{**RESULT, "output": [IMAGE]}]},
+        "result of another kind",
+        {"input": [{**RESULT, "output": [{"type": "computer_screenshot"}]}]},
         UNSUPPORTED,
         "input[0].output[0].type",
     ),
+    ("no content of a user", one_item(role="user", content=None), INVALID, "input[0].content"),
     ("no parts", content(), INVALID, "input[0].content"),
     ("part number", content(1), INVALID, "input[0].content[0]"),
     ("image", content(IMAGE), UNSUPPORTED, "input[0].content[0].type"),
@@ -84,7 +97,40 @@ CASES: list[Case] = [
     ("temperature", also(temperature=3), INVALID, "temperature"),
     ("stream text", also(stream="yes"), INVALID, "stream"),
     ("store number", also(store=1), INVALID, "store"),
-    ("hosted tool", also(tools=[{"type": "web_search"}]), UNSUPPORTED, "tools[0].type"),
+    ("tool without type", also(tools=[{"name": "f"}]), MISSING, "tools[0].type"),
+    (
+        "hosted tool required",
+        also(tools=[TOOL, {"type": "web_search"}], tool_choice="required"),
+        UNSUPPORTED,
+        "tools[1].type",
+    ),
+    (
+        "hosted tool allowed and required",
+        also(tools=[TOOL, {"type": "web_search"}], tool_choice=allowed("required", WEB_SEARCH)),
+        UNSUPPORTED,
+        "tool_choice.tools[0].type",
+    ),
+    (
+        "custom tool with a grammar required",
+        also(tools=[{"type": "custom", "name": "c", "format": LARK}], tool_choice="required"),
+        UNSUPPORTED,
+        "tools[0].format.syntax",
+    ),
+    ("namespace without tools", also(tools=[NAMESPACE]), MISSING, "tools[0].tools"),
+    (
+        "tool in a namespace",
+        also(tools=[{**NAMESPACE, "tools": [{**TOOL, "name": "a b"}]}]),
+        INVALID,
+        "tools[0].tools[0].name",
+    ),
+    (
+        "too many tools in namespaces",
+        also(
+            tools=[{**NAMESPACE, "name": f"n{n}", "tools": [TOOL] * 100} for n in range(2)],
+        ),
+        INVALID,
+        "tools",
+    ),
     ("tool without name", also(tools=[{"type": "function"}]), MISSING, "tools[0].name"),
     ("tool name", also(tools=[{**TOOL, "name": "a b"}]), INVALID, "tools[0].name"),
     ("too many tools", also(tools=[TOOL] * 129), INVALID, "tools"),
@@ -94,10 +140,26 @@ CASES: list[Case] = [
         UNSUPPORTED,
         "tools[0].defer_loading",
     ),
+    ("tool async", also(tools=[{**TOOL, "async": True}]), UNSUPPORTED, "tools[0].async"),
+    ("template without tools", also(tools=[TOOL]), UNSUPPORTED, "tools"),
     ("choice without tools", also(tool_choice="required"), INVALID, "tool_choice"),
     ("choice unknown", also(tool_choice="maybe"), INVALID, "tool_choice"),
     ("choice hosted", also(tool_choice={"type": "mcp"}), UNSUPPORTED, "tool_choice.type"),
     ("choice unnamed", also(tool_choice={"type": "function"}), INVALID, "tool_choice.name"),
+    (
+        "choice of another tool",
+        also(tools=[TOOL], tool_choice={"type": "custom", "name": "f"}),
+        INVALID,
+        "tool_choice.name",
+    ),
+    ("allowed tools mode", also(tool_choice=allowed("none", TOOL)), INVALID, "tool_choice.mode"),
+    ("allowed tools none", also(tool_choice=allowed("auto")), INVALID, "tool_choice.tools"),
+    (
+        "allowed tool unknown",
+        also(tools=[TOOL], tool_choice=allowed("auto", {**TOOL, "name": "g"})),
+        INVALID,
+        "tool_choice.tools[0]",
+    ),
     ("text string", also(text="json"), INVALID, "text"),
     ("format string", also(text={"format": "json"}), INVALID, "text.format"),
     ("format unknown", text_format(type="grammar"), UNSUPPORTED, "text.format.type"),
@@ -109,7 +171,7 @@ CASES: list[Case] = [
         INVALID,
         "text.format.schema.not",
     ),
-    ("verbosity", also(text={"verbosity": "low"}), UNSUPPORTED, "text.verbosity"),
+    ("verbosity", also(text={"verbosity": "none"}), INVALID, "text.verbosity"),
     (
         "format and ignore_eos",
         {**text_format(type="json_object"), "ignore_eos": True},
@@ -117,8 +179,9 @@ CASES: list[Case] = [
         "ignore_eos",
     ),
     ("effort", also(reasoning={"effort": "some"}), INVALID, "reasoning.effort"),
-    ("summary", also(reasoning={"summary": "detailed"}), UNSUPPORTED, "reasoning.summary"),
-    ("include", also(include=["file_search_call.results"]), UNSUPPORTED, "include[0]"),
+    ("summary", also(reasoning={"summary": "in verse"}), UNSUPPORTED, "reasoning.summary"),
+    ("include", also(include=["everything"]), UNSUPPORTED, "include[0]"),
+    ("truncation", also(truncation="middle"), INVALID, "truncation"),
     ("top without include", also(top_logprobs=2), INVALID, "top_logprobs"),
     ("top high", also(top_logprobs=21), INVALID, "top_logprobs"),
     ("metadata number", also(metadata={"a": 1}), INVALID, "metadata.a"),
@@ -133,12 +196,6 @@ CASES: list[Case] = [
         also(previous_response_id="resp_none"),
         (404, "not_found"),
         "previous_response_id",
-    ),
-    (
-        "obfuscation",
-        also(stream=True, stream_options={"include_obfuscation": True}),
-        UNSUPPORTED,
-        "stream_options.include_obfuscation",
     ),
 ]
 
@@ -169,7 +226,7 @@ def test_server_goes_on_and_ignores_what_nobody_knows(http: httpx.Client) -> Non
 
 def test_sdk_raises_its_own_errors(sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        sdk.responses.create(model=MODEL_ID, input="hi", truncation="auto")
-    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "truncation")
+        sdk.responses.create(model=MODEL_ID, input="hi", background=True)
+    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "background")
     with pytest.raises(openai.NotFoundError):
         sdk.responses.create(model=MODEL_ID, input="hi", previous_response_id="resp_none")

@@ -19,13 +19,12 @@ StopReason = Literal[
 class TextBlock(Answer):
     type: Literal["text"] = "text"
     text: str
-    citations: None = None
 
 
 class ThinkingBlock(Answer):
     type: Literal["thinking"] = "thinking"
     thinking: str
-    signature: Literal[""] = ""  # there is nothing to prove: thoughts are not read again
+    signature: Literal[""] = ""  # there is nothing to prove
 
 
 class ToolUseBlock(Answer):
@@ -60,6 +59,31 @@ class Message(Answer):
     stop_reason: StopReason | None = None  # null only where a stream begins
     stop_sequence: str | None = None
     usage: MessageUsage
+
+
+class ClearedToolUses(Answer):
+    type: Literal["clear_tool_uses_20250919"] = "clear_tool_uses_20250919"
+    cleared_tool_uses: int
+    cleared_input_tokens: int
+
+
+class ClearedThinking(Answer):
+    type: Literal["clear_thinking_20251015"] = "clear_thinking_20251015"
+    cleared_thinking_turns: int
+    cleared_input_tokens: int
+
+
+AppliedEdit = ClearedToolUses | ClearedThinking
+
+
+class AppliedContextManagement(Answer):
+    applied_edits: list[AppliedEdit]
+
+
+class ManagedMessage(Message):
+    """The answer to a request with `context_management`."""
+
+    context_management: AppliedContextManagement
 
 
 class MessageStart(Answer):
@@ -115,6 +139,12 @@ class MessageDelta(Answer):
     usage: MessageUsage
 
 
+class ManagedMessageDelta(MessageDelta):
+    """Where a message ends that answers a request with `context_management`."""
+
+    context_management: AppliedContextManagement
+
+
 class MessageStop(Answer):
     type: Literal["message_stop"]
 
@@ -125,12 +155,23 @@ MESSAGE_EVENTS = (
     ContentBlockDelta,
     ContentBlockStop,
     MessageDelta,
+    ManagedMessageDelta,
     MessageStop,
 )
 
 
 class TokenCount(Answer):
     input_tokens: int
+
+
+class OriginalTokenCount(Answer):
+    original_input_tokens: int
+
+
+class ManagedTokenCount(TokenCount):
+    """The count of a request with `context_management`, after and before it."""
+
+    context_management: OriginalTokenCount
 
 
 class ModelInfo(Answer):

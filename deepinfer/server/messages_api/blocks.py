@@ -1,7 +1,9 @@
 """Content of messages as clients send it: a text, or blocks of text, thoughts, calls and results.
 
 Blocks are told apart by their `type`; kinds that would have to be fetched, seen or run by the
-server are refused by name. What a block means in a chat is not known here.
+server are refused by name. In the result of a tool they become a note instead: it stays in the
+conversation, and every later request would be refused for it. What a block means in a chat is not
+known here.
 """
 
 from __future__ import annotations
@@ -10,8 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import PlainValidator, WithJsonSchema
+from pydantic import PlainValidator, ValidationInfo, WithJsonSchema
 
+from deepinfer.server.messages import ATTACHMENT_NOTES, RESULT_ATTACHMENTS
 from deepinfer.server.schema_base import invalid, unsupported
 
 MAX_BLOCKS = 10_000
@@ -29,7 +32,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Thinking:
-    """What the model thought in an earlier turn; empty where it is not readable."""
+    """What the model thought in an earlier turn; empty where that is not readable."""
 
     text: str = ""
 
@@ -53,6 +56,9 @@ class ToolResult:
 
 
 Block = Text | Thinking | ToolUse | ToolResult
+
+
+Reader = Callable[[JsonObject, str], Block]
 
 
 def _string(block: JsonObject, key: str, at: str, most: int | None = None) -> str:
@@ -86,16 +92,48 @@ def _read_tool_use(block: JsonObject, at: str) -> ToolUse:
 
 
 def _read_tool_result(block: JsonObject, at: str) -> ToolResult:
+    return _read_result(block, at, RESULTS)
+
+
+def _read_tool_result_of_text(block: JsonObject, at: str) -> ToolResult:
+    return _read_result(block, at, TEXT_RESULTS)
+
+
+def _read_result(block: JsonObject, at: str, readers: Mapping[str, Reader]) -> ToolResult:
     content = block.get("content")
-    text = "" if content is None else parse_texts(content, f"{at}.content")
+    text = "" if content is None else join_texts(_read_blocks(content, f"{at}.content", readers))
     is_error = block.get("is_error")
     if type(is_error) not in (bool, type(None)):
         raise invalid("must be true or false", f"{at}.is_error")
     return ToolResult(_string(block, "tool_use_id", at, MAX_ID_CHARS), text, bool(is_error))
 
 
-Reader = Callable[[JsonObject, str], Block]
+def _read_omitted(block: JsonObject, at: str) -> Text:
+    return Text(ATTACHMENT_NOTES[block["type"]])
+
+
+def _read_document(block: JsonObject, at: str) -> Text:
+    source = block.get("source")
+    if isinstance(source, dict) and source.get("type") == "text":
+        text = source.get("data")
+        if isinstance(text, str):
+            return Text(text)
+    return _read_omitted(block, at)
+
+
+def _read_tool_reference(block: JsonObject, at: str) -> Text:
+    name = _string(block, "tool_name", at, MAX_NAME_CHARS)
+    return Text(f"The tool `{name}` is available")
+
+
 TEXT_ONLY: Mapping[str, Reader] = {"text": _read_text}
+# A search among tools that are loaded later ends with references; here all are loaded at once.
+TEXT_RESULTS: Mapping[str, Reader] = {**TEXT_ONLY, "tool_reference": _read_tool_reference}
+RESULTS: Mapping[str, Reader] = {
+    **TEXT_RESULTS,
+    "image": _read_omitted,
+    "document": _read_document,
+}
 ANY_KIND: Mapping[str, Reader] = {
     **TEXT_ONLY,
     "thinking": _read_thinking,
@@ -103,6 +141,7 @@ ANY_KIND: Mapping[str, Reader] = {
     "tool_use": _read_tool_use,
     "tool_result": _read_tool_result,
 }
+WITHOUT_ATTACHMENTS = {**ANY_KIND, "tool_result": _read_tool_result_of_text}
 
 
 def _read_blocks(value: object, at: str, readers: Mapping[str, Reader]) -> tuple[Block, ...]:
@@ -127,8 +166,11 @@ def _read_block(block: object, at: str, readers: Mapping[str, Reader]) -> Block:
     return readers[kind](block, at)
 
 
-def parse_blocks(value: object) -> tuple[Block, ...]:
-    return _read_blocks(value, "", ANY_KIND)
+def parse_blocks(value: object, info: ValidationInfo) -> tuple[Block, ...]:
+    if value is None:  # as clients of chats send an assistant that only calls
+        return ()
+    takes_attachments = (info.context or {}).get(RESULT_ATTACHMENTS, "note") == "note"
+    return _read_blocks(value, "", ANY_KIND if takes_attachments else WITHOUT_ATTACHMENTS)
 
 
 def parse_texts(value: object, at: str = "") -> str:
@@ -162,21 +204,32 @@ _TEXTS = _string_or(_TEXT)
 _THINKING = _describe("thinking", {"thinking": _STRING})
 _REDACTED = _describe("redacted_thinking", {"data": _STRING})
 _TOOL_USE = _describe("tool_use", {"id": _ID, "name": _NAME, "input": {"type": "object"}})
+_RESULTS = _string_or(
+    _TEXT,
+    {
+        "type": "object",
+        "required": ["type"],
+        "properties": {"type": {"enum": ["image", "document"]}, "source": {"type": "object"}},
+    },
+    _describe("tool_reference", {"tool_name": _NAME}),
+)
 _RESULT_FIELDS = {
-    "content": {"anyOf": [*_TEXTS["anyOf"], {"type": "null"}]},
+    "content": {"anyOf": [*_RESULTS["anyOf"], {"type": "null"}]},
     "is_error": {"anyOf": [{"type": "boolean"}, {"type": "null"}]},
 }
 _TOOL_RESULT = _describe("tool_result", {"tool_use_id": _ID}, _RESULT_FIELDS)
 _BY_ROLE = {
     "user": _string_or(_TEXT, _TOOL_RESULT, min_items=1),
-    "assistant": _string_or(_TEXT, _THINKING, _REDACTED, _TOOL_USE),
+    "assistant": {
+        "anyOf": [*_string_or(_TEXT, _THINKING, _REDACTED, _TOOL_USE)["anyOf"], {"type": "null"}]
+    },
     "system": _string_or(_TEXT, min_items=1),
 }
 
 Content = Annotated[
     tuple[Block, ...],
     PlainValidator(parse_blocks),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]}),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}, {"type": "null"}]}),
 ]
 Texts = Annotated[str, PlainValidator(parse_texts), WithJsonSchema(_TEXTS)]
 

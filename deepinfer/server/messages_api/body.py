@@ -27,7 +27,8 @@ from deepinfer.server.messages_api.blocks import (
     ToolResult,
     ToolUse,
 )
-from deepinfer.server.messages_api.tools import ClientTool, ToolChoice
+from deepinfer.server.messages_api.context_edits import ContextManagement, Edit
+from deepinfer.server.messages_api.tools import ClientTool, Tool, ToolChoice, UnservedTool
 from deepinfer.server.schema_base import Schema, invalid, missing, unsupported
 from deepinfer.server.schemas import (
     INT32_MAX,
@@ -52,7 +53,7 @@ class InputMessage(Schema):
     @model_validator(mode="after")
     def _check_blocks_of_role(self) -> Self:
         if not self.content and self.role != "assistant":
-            raise invalid("must not be an empty array", "content")
+            raise invalid("must not be empty", "content")
         for index, block in enumerate(self.content):
             owner = _owner(block)
             if owner is not None and owner != self.role:
@@ -151,8 +152,11 @@ class PromptBody(Schema):
         min_length=1, max_length=MAX_MESSAGES, description="The conversation so far"
     )
     system: Texts = Field(default="", description="What the model is told before it")
-    tools: list[ClientTool] = Field(
-        default_factory=list, max_length=MAX_TOOLS, description="Tools that the model may call"
+    tools: list[Tool] = Field(
+        default_factory=list,
+        max_length=MAX_TOOLS,
+        description="Tools that the model may call. Those with another `type` than `custom` are "
+        "left out, or refused where a call is required",
     )
     tool_choice: ToolChoice | None = Field(
         default=None, description="Whether the model may or must call; it may when left out"
@@ -164,6 +168,22 @@ class PromptBody(Schema):
     output_format: Annotated[Grammar | None, _parse_format("output_format"), _FORMAT] = Field(
         default=None, description="The former name of `output_config.format`"
     )
+    context_management: ContextManagement | None = Field(
+        default=None, description="What to clear from a conversation that has grown long"
+    )
+
+    @property
+    def client_tools(self) -> list[ClientTool]:
+        return [tool for tool in self.tools if isinstance(tool, ClientTool)]
+
+    @property
+    def unserved_tools(self) -> list[UnservedTool]:
+        """Tools that the model is not offered, as somebody else than the client would run them."""
+        return [tool for tool in self.tools if isinstance(tool, UnservedTool)]
+
+    @property
+    def context_edits(self) -> list[Edit]:
+        return [] if self.context_management is None else self.context_management.edits
 
     @property
     def grammar(self) -> Grammar | None:
@@ -193,7 +213,17 @@ class PromptBody(Schema):
     def _check_forced_call(self, choice: ToolChoice) -> None:
         if not self.tools:
             raise invalid("needs `tools`", "tool_choice")
-        if choice.type == "tool" and choice.name not in {tool.name for tool in self.tools}:
+        if choice.type == "tool" and choice.name in {tool.name for tool in self.client_tools}:
+            return
+        for index, tool in enumerate(self.tools):
+            is_chosen = choice.type == "any" or choice.name == tool.name
+            if isinstance(tool, UnservedTool) and is_chosen:
+                raise unsupported(
+                    f"may only be `custom` where a call is required; `{tool.type}` is none of the "
+                    "client's own tools",
+                    f"tools[{index}].type",
+                )
+        if choice.type == "tool":
             raise invalid("must be the name of one of `tools`", "tool_choice.name")
 
 

@@ -1,25 +1,20 @@
 """From Anthropic's messages to the chat that the one generation path answers.
 
-A body that was accepted cannot make a wrong chat, so nothing is checked again. Turns of one role
-that follow each other become one, as templates expect it.
+A body that was accepted cannot make a wrong chat, so nothing is checked again. Thoughts are handed
+on, and the template says which of them the model sees again. Turns of one role that follow each
+other become one, as templates expect it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
 from deepinfer.server.chat_body import ChatBody
 from deepinfer.server.messages import CalledFunction, ChatMessage, ToolCall
-from deepinfer.server.messages_api.blocks import (
-    Block,
-    Thinking,
-    ToolResult,
-    ToolUse,
-    join_texts,
-)
+from deepinfer.server.messages_api.blocks import Block, Thinking, ToolResult, ToolUse, join_texts
 from deepinfer.server.messages_api.body import InputMessage, MessagesBody, PromptBody
 
 # Fields of the chat under the names that this route's clients know.
@@ -38,10 +33,12 @@ def as_chat(body: PromptBody) -> ChatBody:
         "messages": _conversation(body),
         "add_generation_prompt": not body.is_prefilled,
         "continue_final_message": body.is_prefilled,
-        "tools": [tool.as_chat_tool() for tool in body.tools],
-        "response_format": body.grammar,
+        "tools": [tool.as_chat_tool() for tool in body.client_tools],
         "chat_template_kwargs": _template_arguments(body),
     }
+    # A call that is required is the whole answer, whatever form a text would have.
+    if body.tool_choice is None or body.tool_choice.as_wish.mode != "required":
+        fields["response_format"] = body.grammar
     if body.tool_choice is not None:
         fields["tool_choice"] = body.tool_choice.as_wish
         fields["parallel_tool_calls"] = not body.tool_choice.disable_parallel_tool_use
@@ -87,8 +84,8 @@ def _conversation(body: PromptBody) -> list[ChatMessage]:
 def _turns(message: InputMessage) -> Iterator[ChatMessage]:
     if message.role == "assistant":
         thoughts = [block.text for block in message.content if isinstance(block, Thinking)]
-        turn = _say("assistant", join_texts(message.content), _calls(message.content))
-        yield _think(turn, thoughts)
+        calls = _calls(message.content)
+        yield _say("assistant", join_texts(message.content), calls, _join_thoughts(thoughts))
         return
     runs = groupby(message.content, key=lambda block: isinstance(block, ToolResult))
     for _, run in runs:
@@ -99,13 +96,15 @@ def _turns(message: InputMessage) -> Iterator[ChatMessage]:
             yield _say(message.role, join_texts(blocks))
 
 
-def _say(role: str, content: str, tool_calls: list[ToolCall] | None = None) -> ChatMessage:
-    return ChatMessage.model_construct(role=role, content=content, tool_calls=tool_calls or [])
-
-
-def _think(turn: ChatMessage, thoughts: list[str]) -> ChatMessage:
-    text = "\n".join(thought for thought in thoughts if thought)
-    return turn.model_copy(update={"reasoning_content": text}) if text else turn
+def _say(
+    role: str, content: str, tool_calls: list[ToolCall] | None = None, thoughts: str | None = None
+) -> ChatMessage:
+    return ChatMessage.model_construct(
+        role=role,
+        content=content,
+        tool_calls=tool_calls or [],
+        reasoning_content=thoughts,
+    )
 
 
 def _calls(blocks: tuple[Block, ...]) -> list[ToolCall]:
@@ -132,5 +131,9 @@ def _belong_together(first: ChatMessage, second: ChatMessage) -> bool:
 
 def _merge(first: ChatMessage, second: ChatMessage) -> ChatMessage:
     texts = [message.content for message in (first, second) if message.content]
-    merged = _say(first.role, "\n".join(texts), second.tool_calls)
-    return _think(merged, [first.thoughts, second.thoughts])
+    thoughts = _join_thoughts([first.thoughts, second.thoughts])
+    return _say(first.role, "\n".join(texts), second.tool_calls, thoughts)
+
+
+def _join_thoughts(thoughts: Iterable[str | None]) -> str | None:
+    return "\n".join(filter(None, thoughts)) or None

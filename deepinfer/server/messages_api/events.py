@@ -11,7 +11,13 @@ import msgspec
 from deepinfer.errors import RequestError
 from deepinfer.server.answers import Answer
 from deepinfer.server.errors import error_body
-from deepinfer.server.messages_api.answer import Message, MessageDelta, StopDelta
+from deepinfer.server.messages_api.answer import (
+    ManagedMessage,
+    ManagedMessageDelta,
+    Message,
+    MessageDelta,
+    StopDelta,
+)
 from deepinfer.server.messages_api.errors import as_messages_error
 from deepinfer.server.messages_api.writer import BlockDelta, BlockEvent, BlockStart
 from deepinfer.server.sse import encode_text, escape_line_breaks
@@ -33,7 +39,7 @@ DELTA_KEYS = {
     "tool_use": (b"input_json_delta", b"partial_json"),
 }
 EMPTY_BLOCKS = {
-    "text": b'{"type":"text","text":"","citations":null}',
+    "text": b'{"type":"text","text":""}',
     "thinking": b'{"type":"thinking","thinking":"","signature":""}',
 }
 
@@ -63,7 +69,12 @@ def render_end(message: Message) -> bytes:
     """The last events: why the message ended, and what it has cost."""
     assert message.stop_reason is not None, "a message that has not ended"
     delta = StopDelta(stop_reason=message.stop_reason, stop_sequence=message.stop_sequence)
-    data = _encode(MessageDelta(delta=delta, usage=message.usage))
+    end = MessageDelta(delta=delta, usage=message.usage)
+    if isinstance(message, ManagedMessage):
+        end = ManagedMessageDelta(
+            delta=delta, usage=message.usage, context_management=message.context_management
+        )
+    data = _encode(end)
     return b"event: message_delta\ndata: %b\n\n" % data + STOP
 
 

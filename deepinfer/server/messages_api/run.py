@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -11,8 +12,15 @@ from deepinfer.server.chat_reader import ChatReader, make_readers
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.generate import Delta, Generation
 from deepinfer.server.ids import new_message_id
-from deepinfer.server.messages_api.answer import Message, MessageUsage, StopReason
+from deepinfer.server.messages_api.answer import (
+    AppliedContextManagement,
+    ManagedMessage,
+    Message,
+    MessageUsage,
+    StopReason,
+)
 from deepinfer.server.messages_api.body import MessagesBody
+from deepinfer.server.messages_api.clearing import clear_prompt
 from deepinfer.server.messages_api.conversation import PARAM_NAMES, as_chat
 from deepinfer.server.messages_api.events import (
     render_block_event,
@@ -24,6 +32,8 @@ from deepinfer.server.messages_api.writer import BlockEvent, BlockWriter
 from deepinfer.server.param_names import renaming_params
 from deepinfer.server.prepare import Choice, prepare_chat
 from deepinfer.server.record import RequestRecord
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -37,6 +47,7 @@ class MessageRun:
     choice: Choice
     generation: Generation
     writer: BlockWriter
+    context_management: AppliedContextManagement | None = None
     _has_begun: bool = field(default=False, init=False)
 
     def write(self, deltas: list[Delta]) -> bytes:
@@ -65,7 +76,7 @@ class MessageRun:
 
     def _message(self, stop_reason: StopReason | None) -> Message:
         stop = self.choice.output.stop_string if stop_reason == "stop_sequence" else None
-        return Message(
+        message = Message(
             id=self.id,
             model=self.model,
             content=self.writer.blocks if stop_reason is not None else [],
@@ -73,6 +84,9 @@ class MessageRun:
             stop_sequence=stop,
             usage=MessageUsage.of(self.generation.usage),
         )
+        if stop_reason is None or self.context_management is None:
+            return message
+        return ManagedMessage(**dict(message), context_management=self.context_management)
 
     @property
     def _stop_reason(self) -> StopReason:
@@ -88,8 +102,13 @@ async def prepare_message(
     engine: ServedEngine, body: MessagesBody, record: RequestRecord
 ) -> MessageRun:
     """Raises what `prepare_chat` does, with the names of this route's fields."""
-    id_, chat = new_message_id(), as_chat(body)
+    if body.unserved_tools:
+        names = ", ".join(sorted({ascii(tool.type) for tool in body.unserved_tools}))
+        logger.info("left out tools that the client does not run itself: %s", names)
+    id_ = new_message_id()
     with renaming_params(PARAM_NAMES):
+        cleared = await clear_prompt(engine, body)
+        chat = as_chat(cleared.body)
         plan = await prepare_chat(engine, chat, id_, cuts_max_tokens=True)
     [reader] = make_readers(engine, chat, plan) or [ChatReader()]
     return MessageRun(
@@ -100,4 +119,7 @@ async def prepare_message(
         choice=plan.choices[0],
         generation=Generation(engine, plan, record),
         writer=BlockWriter(reader, shows_thinking=body.shows_thinking),
+        context_management=None
+        if body.context_management is None
+        else AppliedContextManagement(applied_edits=list(cleared.applied)),
     )

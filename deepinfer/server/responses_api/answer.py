@@ -11,7 +11,14 @@ from deepinfer import generation
 from deepinfer.errors import RequestError
 from deepinfer.server.answers import Answer
 from deepinfer.server.responses_api.body import ResponsesBody
-from deepinfer.server.responses_api.items import Item, OutputItem
+from deepinfer.server.responses_api.items import CompactionItem, Item, MessageItem, OutputItem
+from deepinfer.server.responses_api.tools import (
+    CustomTool,
+    FunctionTool,
+    NamespaceTool,
+    ToolChoiceParam,
+    UnservedTool,
+)
 
 ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]
 # The few codes that the OpenAI SDK knows in a response, by the status that ours come with.
@@ -66,13 +73,34 @@ class ToolOfResponse(Answer):
     strict: bool | None
 
 
-class NamedTool(Answer):
-    type: Literal["function"] = "function"
+class CustomToolOfResponse(Answer):
+    type: Literal["custom"] = "custom"
     name: str
+    description: str
+    format: dict[str, Any]
+
+
+class NamespaceOfResponse(Answer):
+    type: Literal["namespace"] = "namespace"
+    name: str
+    description: str
+    tools: list[ToolOfResponse | CustomToolOfResponse]
+
+
+class NamedTool(Answer):
+    type: Literal["function", "custom"] = "function"
+    name: str
+
+
+class AllowedTools(Answer):
+    type: Literal["allowed_tools"] = "allowed_tools"
+    mode: Literal["auto", "required"]
+    tools: list[dict[str, Any]]
 
 
 class TextOfResponse(Answer):
     format: dict[str, Any]
+    verbosity: Literal["low", "medium", "high"]
 
 
 class ReasoningOfResponse(Answer):
@@ -91,7 +119,7 @@ class ResponseObject(Answer):
     incomplete_details: IncompleteDetails | None = None
     instructions: str | None
     max_output_tokens: int | None
-    max_tool_calls: None = None
+    max_tool_calls: int | None = None
     model: str
     output: list[OutputItem] = []
     parallel_tool_calls: bool
@@ -103,13 +131,15 @@ class ResponseObject(Answer):
     store: bool
     temperature: float
     text: TextOfResponse
-    tool_choice: Literal["none", "auto", "required"] | NamedTool
-    tools: list[ToolOfResponse]
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools
+    tools: list[ToolOfResponse | CustomToolOfResponse | NamespaceOfResponse] = Field(
+        description="Those that the model was offered"
+    )
     top_logprobs: int
     top_p: float
     presence_penalty: float
     frequency_penalty: float
-    truncation: Literal["disabled"] = "disabled"
+    truncation: Literal["auto", "disabled"] = "disabled"
     usage: ResponseUsage | None = None
     user: str | None
     metadata: dict[str, str]
@@ -118,14 +148,14 @@ class ResponseObject(Answer):
     def of(cls, body: ResponsesBody, id_: str, model: str) -> Self:
         """The response to `body` before anything of it is written."""
         text_format = body.text.format
-        wish = body.tool_choice
-        tools = [tool.model_dump(include=set(ToolOfResponse.model_fields)) for tool in body.tools]
+        choice = body.tool_choice
         return cls(
             id=id_,
             created_at=int(time.time()),
             model=model,
             instructions=body.instructions,
             max_output_tokens=body.max_output_tokens,
+            max_tool_calls=body.max_tool_calls,
             parallel_tool_calls=body.parallel_tool_calls,
             previous_response_id=body.previous_response_id,
             prompt_cache_key=body.prompt_cache_key,
@@ -134,12 +164,14 @@ class ResponseObject(Answer):
             store=body.store,
             temperature=body.temperature,
             text=TextOfResponse(
-                format={"type": "text"} if text_format is None else text_format.told
+                format={"type": "text"} if text_format is None else text_format.told,
+                verbosity=body.text.verbosity,
             ),
-            tool_choice=wish.mode if wish.name is None else NamedTool(name=wish.name),
-            tools=[ToolOfResponse(**tool) for tool in tools],
+            tool_choice=_tell_choice(choice),
+            tools=[_tell_tool(tool) for tool in body.tools if not isinstance(tool, UnservedTool)],
             top_logprobs=body.top_logprobs or 0,
             top_p=body.top_p,
+            truncation=body.truncation,
             presence_penalty=body.presence_penalty,
             frequency_penalty=body.frequency_penalty,
             user=body.user,
@@ -147,10 +179,47 @@ class ResponseObject(Answer):
         )
 
 
+def _tell_choice(
+    choice: ToolChoiceParam,
+) -> Literal["none", "auto", "required"] | NamedTool | AllowedTools:
+    if isinstance(choice.told, str):
+        return choice.mode
+    return (NamedTool if choice.allowed is None else AllowedTools).model_validate(choice.told)
+
+
+def _tell_tool(
+    tool: FunctionTool | CustomTool | NamespaceTool,
+) -> ToolOfResponse | CustomToolOfResponse | NamespaceOfResponse:
+    if isinstance(tool, NamespaceTool):
+        tools = [_tell_own_tool(own) for own in tool.tools]
+        return NamespaceOfResponse(name=tool.name, description=tool.description, tools=tools)
+    return _tell_own_tool(tool)
+
+
+def _tell_own_tool(tool: FunctionTool | CustomTool) -> ToolOfResponse | CustomToolOfResponse:
+    told = ToolOfResponse if isinstance(tool, FunctionTool) else CustomToolOfResponse
+    return told(**tool.model_dump(include=set(told.model_fields)))
+
+
 class DeletedResponse(Answer):
     id: str
     object: Literal["response"] = "response"
     deleted: Literal[True] = True
+
+
+class InputTokens(Answer):
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+    input_tokens: int
+
+
+class CompactedResponse(Answer):
+    """What a conversation was made into: the users' messages, and a summary of the rest."""
+
+    id: str
+    object: Literal["response.compaction"] = "response.compaction"
+    created_at: int
+    output: list[MessageItem | CompactionItem]
+    usage: ResponseUsage
 
 
 class ItemList(Answer):

@@ -1,4 +1,4 @@
-"""The body of POST /v1/responses, and the chat that it comes to.
+"""The bodies of POST /v1/responses and of the routes beside it, and the chat that they come to.
 
 Fields that chats have too are declared by the chat's own, so bounds and defaults are written once.
 """
@@ -6,30 +6,46 @@ Fields that chats have too are declared by the chat's own, so bounds and default
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Self
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from deepinfer.server import refused as refused_fields
 from deepinfer.server.chat_body import ChatBody
-from deepinfer.server.messages import ToolWish
+from deepinfer.server.messages import ChatMessage, ToolWish
+from deepinfer.server.responses_api.compaction import REQUEST
 from deepinfer.server.responses_api.conversation import as_messages
 from deepinfer.server.responses_api.fields import (
+    EFFORTS,
     LOG_PROBS,
-    FunctionTool,
     Include,
     ReasoningConfig,
     TextConfig,
-    ToolChoice,
     check_metadata,
 )
-from deepinfer.server.responses_api.item_params import Input
-from deepinfer.server.responses_api.items import Item
-from deepinfer.server.schema_base import Schema, invalid
-from deepinfer.server.schemas import MAX_TOOLS, MAX_TOP_LOGPROBS, MaxTokens, ModelName
+from deepinfer.server.responses_api.item_params import Input, OptionalInput
+from deepinfer.server.responses_api.items import Item, ItemReference
+from deepinfer.server.responses_api.tools import (
+    AUTO,
+    OfferedTools,
+    Tool,
+    ToolChoice,
+    UnservedTool,
+    choose_tools,
+)
+from deepinfer.server.schema_base import Schema, invalid, missing
+from deepinfer.server.schemas import (
+    INT32_MAX,
+    MAX_TOOLS,
+    MAX_TOP_LOGPROBS,
+    MaxTokens,
+    ModelName,
+)
 
 MAX_IDENTIFIER_CHARS = 512
 MAX_INCLUDED = 16
+MAX_SUMMARY_TOKENS = 2_048  # as far as the context has room
 # What these fields are called in a chat, whose checks are used.
 PARAM_NAMES = {
     "messages": "input",
@@ -53,9 +69,6 @@ FIELDS_OF_CHATS = (
     "min_tokens",
     "ignore_eos",
     "priority",
-    "parallel_tool_calls",
-    "tool_choice",
-    "chat_template_kwargs",
 )
 
 
@@ -68,10 +81,78 @@ def _identifier(description: str) -> Any:
 
 
 class ResponseStreamOptions(Schema):
-    refused = refused_fields.STREAM_OPTIONS
+    without_effect = refused_fields.RESPONSE_STREAM_OPTIONS_WITHOUT_EFFECT
 
 
-class ResponsesBody(Schema):
+class _Prompt(Schema):
+    """What makes up the prompt of a response."""
+
+    model: ModelName | None = _as_in_chats("model")
+    instructions: str | None = Field(
+        default=None, description="What the system says first; not kept for the next response"
+    )
+    previous_response_id: str | None = _identifier("The stored response that this one goes on from")
+    chat_template_kwargs: dict[str, Any] = _as_in_chats("chat_template_kwargs")
+    text: TextConfig = Field(default_factory=TextConfig, description="What the text must be")
+    reasoning: ReasoningConfig | None = Field(default=None, description="How much to think")
+    tools: list[Tool] = Field(
+        default_factory=list,
+        max_length=MAX_TOOLS,
+        description="Functions, custom tools and namespaces of them that the model may call. "
+        "Others are left out, or refused where a call is required",
+    )
+    tool_choice: ToolChoice = Field(
+        default=AUTO,
+        description="Whether the model may or must call, and which tools",
+        json_schema_extra={"default": "auto"},
+    )
+    parallel_tool_calls: bool = _as_in_chats("parallel_tool_calls")
+    truncation: Literal["auto", "disabled"] = Field(
+        default="disabled",
+        description="`auto`: drop the oldest turns where the prompt would not fit",
+    )
+
+    @cached_property
+    def offered_tools(self) -> OfferedTools:
+        return choose_tools(self.tools, self.tool_choice)
+
+    @property
+    def unserved_tools(self) -> list[UnservedTool]:
+        """Tools that the model is not offered, as somebody else than the client would run them."""
+        return [tool for tool in self.tools if isinstance(tool, UnservedTool)]
+
+    @property
+    def effort(self) -> str | None:
+        return None if self.reasoning is None else self.reasoning.effort
+
+    @property
+    def given_items(self) -> Sequence[Item | ItemReference]:
+        return ()
+
+    @model_validator(mode="after")
+    def _check_tools(self) -> Self:
+        _ = self.offered_tools
+        return self
+
+    def as_chat(self, items: Sequence[Item], **fields: Any) -> ChatBody:
+        """The chat of these items. Nothing is left to check: all its fields have been."""
+        offered = self.offered_tools
+        is_required = self.tool_choice.mode == "required"
+        return ChatBody.model_construct(
+            messages=as_messages(self.instructions, items),
+            model=self.model,
+            # A call that is required is the whole answer, whatever form a text would have.
+            response_format=None if is_required else self.text.grammar,
+            tools=[tool.as_chat_tool() for tool in offered.tools],
+            tool_choice=ToolWish(self.tool_choice.mode, offered.required),
+            parallel_tool_calls=self.parallel_tool_calls,
+            reasoning_effort=EFFORTS.get(self.effort or "", self.effort),
+            chat_template_kwargs=self.chat_template_kwargs,
+            **fields,
+        )
+
+
+class ResponsesBody(_Prompt):
     """The body of POST /v1/responses."""
 
     refused = refused_fields.RESPONSES
@@ -89,15 +170,16 @@ class ResponsesBody(Schema):
     )
 
     input: Input = Field(description="A user's text, or items in order")
-    model: ModelName | None = _as_in_chats("model")
-    instructions: str | None = Field(
-        default=None, description="What the system says first; not kept for the next response"
-    )
-    previous_response_id: str | None = _identifier("The stored response that this one goes on from")
     max_output_tokens: MaxTokens | None = Field(
         default=None,
         description="Maximum number of tokens to generate, thoughts included; what the context has "
         "room for when left out, and with -1. A number of yours that does not fit is a 400",
+    )
+    max_tool_calls: int | None = Field(
+        default=None,
+        ge=1,
+        le=INT32_MAX,
+        description="Said back; it counts calls that the server carries out, of which it has none",
     )
     temperature: float = _as_in_chats("temperature")
     top_p: float = _as_in_chats("top_p")
@@ -112,23 +194,11 @@ class ResponsesBody(Schema):
     min_tokens: int = _as_in_chats("min_tokens")
     ignore_eos: bool = _as_in_chats("ignore_eos")
     priority: int = _as_in_chats("priority")
-    chat_template_kwargs: dict[str, Any] = _as_in_chats("chat_template_kwargs")
     stream: bool = _as_in_chats("stream")
     stream_options: ResponseStreamOptions | None = Field(
         default=None, description="Nothing to choose"
     )
     store: bool = Field(default=True, description="Keep the response, for a while, to be read")
-    text: TextConfig = Field(default_factory=TextConfig, description="What the text must be")
-    reasoning: ReasoningConfig | None = Field(default=None, description="How much to think")
-    tools: list[FunctionTool] = Field(
-        default_factory=list, max_length=MAX_TOOLS, description="Functions that the model may call"
-    )
-    tool_choice: ToolChoice = Field(
-        default=ToolWish("auto"),
-        description="Whether the model may or must call, and which function",
-        json_schema_extra={"default": "auto"},
-    )
-    parallel_tool_calls: bool = _as_in_chats("parallel_tool_calls")
     include: list[Include] = Field(
         default_factory=list, max_length=MAX_INCLUDED, description="What the answer shows besides"
     )
@@ -146,17 +216,15 @@ class ResponsesBody(Schema):
     prompt_cache_key: str | None = _identifier("Said back; prompts share their cache without it")
 
     @property
+    def given_items(self) -> Sequence[Item | ItemReference]:
+        return self.input
+
+    @property
     def includes_log_probs(self) -> bool:
         return LOG_PROBS in self.include
 
-    @property
-    def effort(self) -> str | None:
-        return None if self.reasoning is None else self.reasoning.effort
-
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.tool_choice.mode == "required" and not self.tools:
-            raise invalid("needs `tools`", "tool_choice")
         if self.top_logprobs and not self.includes_log_probs:
             raise invalid(f"needs `{LOG_PROBS}` in `include`", "top_logprobs")
         # Once the text is complete nothing but the end may follow.
@@ -165,16 +233,65 @@ class ResponsesBody(Schema):
                 raise invalid("must not be combined with `text.format`", name)
         return self
 
-    def as_chat(self, items: Sequence[Item]) -> ChatBody:
-        """The chat of these items. Nothing is left to check: all its fields have been."""
-        return ChatBody.model_construct(
-            messages=as_messages(self.instructions, items),
-            model=self.model,
+    def as_chat(self, items: Sequence[Item], **fields: Any) -> ChatBody:
+        return super().as_chat(
+            items,
             max_tokens=self.max_output_tokens,
-            response_format=self.text.grammar,
-            tools=[tool.as_chat_tool() for tool in self.tools],
             logprobs=self.includes_log_probs,
             top_logprobs=self.top_logprobs,
-            reasoning_effort=self.effort,
             **{name: getattr(self, name) for name in FIELDS_OF_CHATS},
+            **fields,
+        )
+
+
+class InputTokensBody(_Prompt):
+    """The body of POST /v1/responses/input_tokens."""
+
+    refused = {"conversation": ()}
+    without_effect = refused_fields.RESPONSE_PROMPT_WITHOUT_EFFECT
+
+    input: OptionalInput = Field(
+        default_factory=list, description="A user's text, or items in order"
+    )
+
+    @property
+    def given_items(self) -> Sequence[Item | ItemReference]:
+        return self.input
+
+    @model_validator(mode="after")
+    def _check_prompt(self) -> Self:
+        if not (self.input or self.previous_response_id or self.instructions):
+            raise missing("input")
+        return self
+
+
+class CompactBody(Schema):
+    """The body of POST /v1/responses/compact."""
+
+    refused = {"image": ({},)}
+    without_effect = refused_fields.RESPONSE_COMPACT_WITHOUT_EFFECT
+
+    model: str | None = _as_in_chats("model")
+    input: OptionalInput = Field(
+        default_factory=list, description="A user's text, or items in order"
+    )
+    instructions: str | None = Field(default=None, description="What the system says first")
+    previous_response_id: str | None = _identifier("The stored response that is compacted as well")
+
+    @property
+    def given_items(self) -> Sequence[Item | ItemReference]:
+        return self.input
+
+    @model_validator(mode="after")
+    def _check_prompt(self) -> Self:
+        if not (self.input or self.previous_response_id):
+            raise missing("input")
+        return self
+
+    def as_chat(self, items: Sequence[Item]) -> ChatBody:
+        """The chat in which the model is asked for a summary."""
+        messages = as_messages(self.instructions, items)
+        request = ChatMessage.model_construct(role="user", content=REQUEST)
+        return ChatBody.model_construct(
+            messages=[*messages, request], model=self.model, max_tokens=MAX_SUMMARY_TOKENS
         )

@@ -6,54 +6,71 @@ in. Which thoughts the model sees again is for the template to say.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 
 from deepinfer.server.messages import CalledFunction, ChatMessage, ToolCall
+from deepinfer.server.responses_api.compaction import INTRODUCTION, read_summary
 from deepinfer.server.responses_api.items import (
+    CustomCallItem,
+    CustomCallOutputItem,
     FunctionCallItem,
     FunctionCallOutputItem,
     Item,
     MessageItem,
+    NamespacedCallItem,
+    NamespacedCustomCallItem,
     ReasoningItem,
 )
+from deepinfer.server.responses_api.tools import CUSTOM_ARGUMENT, name_in_chat
 
 
 def as_messages(instructions: str | None, items: Iterable[Item]) -> list[ChatMessage]:
     """`items` have been checked; what comes out needs no further check either."""
     messages: list[ChatMessage] = []
+    thoughts: list[str] = []  # of the assistant's message that follows
     if instructions is not None:
-        messages.append(ChatMessage.model_construct(role="system", content=instructions))
-    thoughts: list[str] = []  # of the turn that follows
+        messages.append(_message("system", instructions))
     for item in items:
         if isinstance(item, ReasoningItem):
-            thoughts += [part.text for part in item.content]
-        elif isinstance(item, MessageItem):
-            content = "\n".join(item.texts)
-            message = ChatMessage.model_construct(role=item.role, content=content)
-            messages.append(_think(message, thoughts))
-        elif isinstance(item, FunctionCallItem):
+            thoughts += item.texts
+            continue
+        if isinstance(item, MessageItem):
+            messages.append(_message(item.role, "\n".join(item.texts)))
+        elif isinstance(item, FunctionCallItem | CustomCallItem):
             if not messages or messages[-1].role != "assistant":
-                messages.append(ChatMessage.model_construct(role="assistant", content=None))
-            messages[-1] = _think(messages[-1], thoughts)
+                messages.append(_message("assistant", None))
             messages[-1].tool_calls.append(_as_tool_call(item))
-        elif isinstance(item, FunctionCallOutputItem):
-            messages.append(
-                ChatMessage.model_construct(
-                    role="tool", content=item.output, tool_call_id=item.call_id
-                )
-            )
+        elif isinstance(item, FunctionCallOutputItem | CustomCallOutputItem):
+            messages.append(_message("tool", item.output, tool_call_id=item.call_id))
+        else:
+            summary = read_summary(item.encrypted_content)
+            messages.append(_message("user", f"{INTRODUCTION}\n\n{summary}"))
+        messages[-1] = _think(messages[-1], thoughts)
+        thoughts.clear()
     return messages
 
 
-def _think(message: ChatMessage, thoughts: list[str]) -> ChatMessage:
-    """`message` with what was thought before it; thoughts before another's turn are dropped."""
+def _message(role: str, content: str | None, *, tool_call_id: str | None = None) -> ChatMessage:
+    return ChatMessage.model_construct(role=role, content=content, tool_call_id=tool_call_id)
+
+
+def _think(message: ChatMessage, thoughts: Sequence[str]) -> ChatMessage:
+    """`message` with what was thought before it, if it is the assistant's."""
     texts = [text for text in (message.thoughts, *thoughts) if text]
-    thoughts.clear()
-    if not texts or message.role != "assistant":
+    if not thoughts or not texts or message.role != "assistant":
         return message
     return message.model_copy(update={"reasoning_content": "\n".join(texts)})
 
 
-def _as_tool_call(item: FunctionCallItem) -> ToolCall:
-    function = CalledFunction.model_construct(name=item.name, arguments=item.arguments)
+def _as_tool_call(item: FunctionCallItem | CustomCallItem) -> ToolCall:
+    name = item.name
+    if isinstance(item, NamespacedCallItem | NamespacedCustomCallItem):
+        name = name_in_chat(name, item.namespace)
+    arguments = (
+        json.dumps({CUSTOM_ARGUMENT: item.input}, ensure_ascii=False)
+        if isinstance(item, CustomCallItem)
+        else item.arguments
+    )
+    function = CalledFunction.model_construct(name=name, arguments=arguments)
     return ToolCall.model_construct(id=item.call_id, function=function)

@@ -6,6 +6,8 @@ A stream sends the events of each step; a whole answer drops them and takes the 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from deepinfer.errors import RequestError
 from deepinfer.generation import FinishReason, Usage
@@ -26,16 +28,22 @@ from deepinfer.server.responses_api.events import (
     ResponseIncomplete,
     ResponseInProgress,
 )
+from deepinfer.server.responses_api.tools import ServedTool
 from deepinfer.server.responses_api.writer import OutputWriter
 
 
 class Draft:
     """`response` is as far as it got; its output is complete once `end` or `fail` was called."""
 
-    def __init__(self, response: ResponseObject, reader: ChatReader | None) -> None:
+    def __init__(
+        self,
+        response: ResponseObject,
+        reader: ChatReader | None,
+        tools: Mapping[str, ServedTool] = MappingProxyType({}),
+    ) -> None:
         self.response = response
         self._reader = reader
-        self._writer = OutputWriter(() if reader is None else reader.calls)
+        self._writer = OutputWriter(() if reader is None else reader.calls, tools)
         self._is_cut = False
 
     def begin(self) -> list[Event]:

@@ -112,6 +112,14 @@ class ArgumentsDone(PlacedEvent, tag="response.function_call_arguments.done", kw
     arguments: str
 
 
+class CustomInputDelta(PlacedEvent, tag="response.custom_tool_call_input.delta", kw_only=True):
+    delta: str
+
+
+class CustomInputDone(PlacedEvent, tag="response.custom_tool_call_input.done", kw_only=True):
+    input: str
+
+
 class ErrorEvent(Event, tag="error", kw_only=True):
     """`error` is what Open Responses reads and OpenAI's SDK raises; the rest is OpenAI's shape."""
 

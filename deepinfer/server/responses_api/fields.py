@@ -1,4 +1,4 @@
-"""The fields of a Responses request that have a shape of their own: text, tools, reasoning.
+"""The fields of a Responses request that have a shape of their own: text, reasoning, metadata.
 
 Each is told in the terms that chats have for the same thing.
 """
@@ -8,11 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
+from pydantic import Field, PlainValidator, WithJsonSchema
 
 from deepinfer.generation import Grammar
 from deepinfer.server import refused as refused_fields
-from deepinfer.server.messages import Function, Tool, ToolWish
 from deepinfer.server.schema_base import Schema, invalid, unsupported
 from deepinfer.server.structured import parse_json_object, parse_json_schema
 
@@ -24,8 +23,20 @@ MAX_METADATA_CHARS = 512
 MAX_FORMAT_NAME_CHARS = 64
 
 LOG_PROBS = "message.output_text.logprobs"
-# Thoughts are shown as they are, so there is nothing that would have to be encrypted.
-INCLUDABLE = (LOG_PROBS, "reasoning.encrypted_content")
+# Thoughts are shown as they are, so there is nothing that would have to be encrypted. The others
+# belong to tools that this server has not, and to images, which no conversation here holds.
+INCLUDABLE = (
+    LOG_PROBS,
+    "reasoning.encrypted_content",
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+)
+# Templates know three.
+EFFORTS = {"xhigh": "high", "max": "high"}
 
 
 @dataclass(frozen=True)
@@ -87,9 +98,10 @@ Format = Annotated[
 
 
 class TextConfig(Schema):
-    refused = refused_fields.RESPONSE_TEXT
-
     format: Format = Field(default=None, description="Text, any JSON object, or JSON by a schema")
+    verbosity: Literal["low", "medium", "high"] = Field(
+        default="medium", description="Said back; no model here knows it"
+    )
 
     @property
     def grammar(self) -> Grammar | None:
@@ -99,71 +111,10 @@ class TextConfig(Schema):
 class ReasoningConfig(Schema):
     refused = refused_fields.RESPONSE_REASONING
 
-    effort: Literal["none", "minimal", "low", "medium", "high"] | None = Field(
-        default=None, description="Handed to the chat template, which may know it"
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
+        default=None,
+        description="Handed to the chat template, which may know it; `xhigh` and `max` as `high`",
     )
-
-
-def _check_kind_of_tool(value: object) -> object:
-    if isinstance(value, str) and value != "function":
-        raise unsupported(
-            f"may be `function`; this server has no `{value[:MAX_SHOWN_KIND]}` of its own"
-        )
-    return value
-
-
-def _as_in_chats(name: str) -> Any:
-    return Function.model_fields[name]
-
-
-class FunctionTool(Schema):
-    """A function that the model may call and the client carries out."""
-
-    refused = refused_fields.RESPONSE_TOOL
-
-    type: Annotated[Literal["function"], BeforeValidator(_check_kind_of_tool)]
-    name: str = _as_in_chats("name")
-    description: str | None = None
-    parameters: dict[str, Any] | None = Field(
-        default=None, description="JSON schema of the arguments"
-    )
-    strict: bool | None = None
-
-    def as_chat_tool(self) -> Tool:
-        given: dict[str, Any] = {} if self.parameters is None else {"parameters": self.parameters}
-        function = Function.model_construct(name=self.name, description=self.description, **given)
-        return Tool.model_construct(type="function", function=function)
-
-
-def _parse_tool_choice(value: object) -> ToolWish:
-    if value == "none" or value == "auto" or value == "required":
-        return ToolWish(value)
-    kind = value.get("type") if isinstance(value, dict) else None
-    if not isinstance(value, dict) or not isinstance(kind, str):
-        raise invalid('must be "none", "auto", "required" or {"type": "function", "name": "..."}')
-    if kind != "function":
-        raise unsupported(f"may be `function`; `{kind[:MAX_SHOWN_KIND]}` is not supported", "type")
-    if not isinstance(value.get("name"), str):
-        raise invalid("must be the name of one of `tools`", "name")
-    return ToolWish("required", value["name"])
-
-
-ToolChoice = Annotated[
-    ToolWish,
-    PlainValidator(_parse_tool_choice),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"enum": ["none", "auto", "required"]},
-                {
-                    "type": "object",
-                    "required": ["type", "name"],
-                    "properties": {"type": {"enum": ["function"]}, "name": {"type": "string"}},
-                },
-            ]
-        }
-    ),
-]
 
 
 def _parse_include(value: object) -> str:

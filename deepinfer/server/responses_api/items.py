@@ -6,6 +6,7 @@ in them; so an answer can stand in the input of the next request. Statuses say h
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -28,6 +29,11 @@ class OutputText(Answer):
     text: str
     annotations: list[Any] = []  # citations of hosted tools, of which there are none here
     logprobs: list[TokenLogProb] = []
+
+
+class SummaryText(Answer):
+    type: Literal["summary_text"] = "summary_text"
+    text: str
 
 
 class ReasoningText(Answer):
@@ -56,8 +62,37 @@ class FunctionCallItem(Answer):
     status: Status = "completed"
 
 
+class NamespacedCallItem(FunctionCallItem):
+    """A call of a function that the client has put into a namespace."""
+
+    namespace: str
+
+
 class FunctionCallOutputItem(Answer):
     type: Literal["function_call_output"] = "function_call_output"
+    id: str
+    call_id: str
+    output: str
+    status: Status = "completed"
+
+
+class CustomCallItem(Answer):
+    """A call of a tool that takes a text instead of arguments."""
+
+    type: Literal["custom_tool_call"] = "custom_tool_call"
+    id: str
+    call_id: str
+    name: str
+    input: str
+    status: Status = "completed"
+
+
+class NamespacedCustomCallItem(CustomCallItem):
+    namespace: str
+
+
+class CustomCallOutputItem(Answer):
+    type: Literal["custom_tool_call_output"] = "custom_tool_call_output"
     id: str
     call_id: str
     output: str
@@ -67,10 +102,31 @@ class FunctionCallOutputItem(Answer):
 class ReasoningItem(Answer):
     type: Literal["reasoning"] = "reasoning"
     id: str
-    summary: list[Any] = []  # nobody sums up here what the model thought
+    summary: list[SummaryText] = []  # of clients only; no summary is made here
     content: list[ReasoningText]
     status: Status = "completed"
 
+    @property
+    def texts(self) -> list[str]:
+        return [part.text for part in self.content or self.summary]
 
-OutputItem = MessageItem | FunctionCallItem | ReasoningItem
-Item = OutputItem | FunctionCallOutputItem
+
+class CompactionItem(Answer):
+    """What a conversation came to, in a form that only this server reads."""
+
+    type: Literal["compaction"] = "compaction"
+    id: str
+    encrypted_content: str
+
+
+CallItem = NamespacedCallItem | FunctionCallItem | NamespacedCustomCallItem | CustomCallItem
+CallOutputItem = FunctionCallOutputItem | CustomCallOutputItem
+OutputItem = MessageItem | CallItem | ReasoningItem
+Item = OutputItem | CallOutputItem | CompactionItem
+
+
+@dataclass(frozen=True)
+class ItemReference:
+    """An item of a stored response, named in the input in its place."""
+
+    id: str

@@ -15,6 +15,8 @@ from deepinfer.server.log_probs import as_chat
 from deepinfer.server.responses_api.events import (
     ArgumentsDelta,
     ArgumentsDone,
+    CustomInputDelta,
+    CustomInputDone,
     Event,
     ItemAdded,
     ItemDone,
@@ -26,8 +28,11 @@ from deepinfer.server.responses_api.events import (
     TextDone,
 )
 from deepinfer.server.responses_api.items import (
+    CustomCallItem,
     FunctionCallItem,
     MessageItem,
+    NamespacedCallItem,
+    NamespacedCustomCallItem,
     OutputItem,
     OutputText,
     ReasoningItem,
@@ -35,6 +40,7 @@ from deepinfer.server.responses_api.items import (
     Status,
     new_id,
 )
+from deepinfer.server.responses_api.tools import read_custom_input
 from deepinfer.text.scores import PlacedToken
 
 
@@ -108,6 +114,7 @@ class OpenCall:
     call_index: int  # of the call among those of the answer
     call_id: str
     name: str
+    namespace: str | None = None
     id: str = field(default_factory=lambda: new_id("fc"))
     _texts: list[str] = field(default_factory=list)
 
@@ -126,13 +133,54 @@ class OpenCall:
         return item, [done, ItemDone(output_index=self.index, item=item)]
 
     def _item(self, status: Status) -> FunctionCallItem:
-        return FunctionCallItem(
+        item = FunctionCallItem(
             id=self.id,
             call_id=self.call_id,
             name=self.name,
             arguments="".join(self._texts),
             status=status,
         )
+        if self.namespace is None:
+            return item
+        return NamespacedCallItem(**dict(item), namespace=self.namespace)
 
 
-OpenItem = OpenMessage | OpenReasoning | OpenCall
+@dataclass
+class OpenCustomCall:
+    """A call of a tool that takes a text, which is read out of the arguments in the end."""
+
+    index: int
+    call_index: int
+    call_id: str
+    name: str
+    namespace: str | None = None
+    id: str = field(default_factory=lambda: new_id("ctc"))
+    _texts: list[str] = field(default_factory=list)
+
+    def begin(self) -> list[Event]:
+        return [ItemAdded(output_index=self.index, item=self._item("", "in_progress"))]
+
+    def add(self, arguments: str) -> list[Event]:
+        self._texts.append(arguments)
+        return []
+
+    def end(self, status: Status) -> tuple[OutputItem, list[Event]]:
+        text = read_custom_input("".join(self._texts))
+        item = self._item(text, status)
+        at: dict[str, Any] = {"item_id": self.id, "output_index": self.index}
+        return item, [
+            *([CustomInputDelta(delta=text, **at)] if text else []),
+            CustomInputDone(input=text, **at),
+            ItemDone(output_index=self.index, item=item),
+        ]
+
+    def _item(self, text: str, status: Status) -> CustomCallItem:
+        item = CustomCallItem(
+            id=self.id, call_id=self.call_id, name=self.name, input=text, status=status
+        )
+        if self.namespace is None:
+            return item
+        return NamespacedCustomCallItem(**dict(item), namespace=self.namespace)
+
+
+OpenItem = OpenMessage | OpenReasoning | OpenCall | OpenCustomCall

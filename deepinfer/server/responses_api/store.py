@@ -47,6 +47,8 @@ class Responses(Protocol):
 
     def find(self, id_: str, owner: bytes) -> StoredResponse | None: ...
 
+    def find_output(self, item_id: str, owner: bytes) -> Item | None: ...
+
     def delete(self, id_: str) -> None: ...
 
 
@@ -58,6 +60,7 @@ class ResponseStore:
         self._size_bytes = 0
         # The one that was used last is at the end.
         self._by_id: OrderedDict[str, StoredResponse] = OrderedDict()
+        self._homes: dict[str, str] = {}  # the response that an item is the output of, by their ids
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -66,6 +69,7 @@ class ResponseStore:
         """Keep it, and drop as many others as that takes."""
         size = response.size_bytes
         self._by_id[response.id] = response
+        self._homes |= dict.fromkeys((item.id for item in response.output), response.id)
         self._sizes[response.id] = size
         self._size_bytes += size
         while len(self) > self._max_responses or self._size_bytes > self._max_bytes:
@@ -79,7 +83,17 @@ class ResponseStore:
         self._by_id.move_to_end(id_)
         return response
 
+    def find_output(self, item_id: str, owner: bytes) -> Item | None:
+        """The item of that id in the output of a response, if it is there and `owner` made it.
+
+        The response counts as used.
+        """
+        response = self.find(self._homes.get(item_id, ""), owner)
+        output = () if response is None else response.output
+        return next((item for item in output if item.id == item_id), None)
+
     def delete(self, id_: str) -> None:
         """Drop a response that was found."""
-        del self._by_id[id_]
+        for item in self._by_id.pop(id_).output:
+            self._homes.pop(item.id, None)
         self._size_bytes -= self._sizes.pop(id_)

@@ -6,30 +6,39 @@ whole answer takes the items, which are the same ones. This module knows neither
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
+from types import MappingProxyType
 
 from deepinfer.server.chat_reader import CallPart, ChatPart
 from deepinfer.server.responses_api.events import Event
 from deepinfer.server.responses_api.items import OutputItem, Status
 from deepinfer.server.responses_api.open_items import (
     OpenCall,
+    OpenCustomCall,
     OpenItem,
     OpenMessage,
     OpenReasoning,
 )
+from deepinfer.server.responses_api.tools import CustomTool, ServedTool
 from deepinfer.text.scores import PlacedToken
 
 
 class OutputWriter:
     """Writes the output of one response. `items` are the finished ones.
 
-    `whole_calls` has the index of each call that is whole by now, whenever it is looked at.
+    `whole_calls` has the index of each call that is whole by now, whenever it is looked at; `tools`
+    are those that the model was offered, by the names that it knows.
     """
 
-    def __init__(self, whole_calls: Container[int] = ()) -> None:
+    def __init__(
+        self,
+        whole_calls: Container[int] = (),
+        tools: Mapping[str, ServedTool] = MappingProxyType({}),
+    ) -> None:
         self.items: list[OutputItem] = []
         self._open: OpenItem | None = None
         self._whole_calls = whole_calls
+        self._tools = tools
 
     @property
     def _next_index(self) -> int:
@@ -45,7 +54,10 @@ class OutputWriter:
 
     def end_whole_call(self) -> list[Event]:
         """A call is over as soon as it is whole, whatever may follow."""
-        is_whole = isinstance(self._open, OpenCall) and self._open.call_index in self._whole_calls
+        is_whole = (
+            isinstance(self._open, OpenCall | OpenCustomCall)
+            and self._open.call_index in self._whole_calls
+        )
         return self._end("completed") if is_whole else []
 
     def finish(self, *, is_cut: bool) -> list[Event]:
@@ -68,10 +80,20 @@ class OutputWriter:
         return self._begin(opened) + opened.add(text, tokens)
 
     def _call(self, part: CallPart) -> list[Event]:
-        if isinstance(self._open, OpenCall) and self._open.call_index == part.index:
+        if isinstance(self._open, OpenCall | OpenCustomCall) and (
+            self._open.call_index == part.index
+        ):
             return self._open.add(part.arguments)
         assert part.id is not None and part.name is not None, "a call's first part names it"
-        opened = OpenCall(self._next_index, part.index, part.id, part.name)
+        served = self._tools.get(part.name)
+        kind = OpenCustomCall if served and isinstance(served.tool, CustomTool) else OpenCall
+        opened = kind(
+            self._next_index,
+            part.index,
+            part.id,
+            part.name if served is None else served.tool.name,
+            None if served is None else served.namespace,
+        )
         return self._begin(opened) + (opened.add(part.arguments) if part.arguments else [])
 
     def _begin(self, opened: OpenItem) -> list[Event]:
@@ -82,7 +104,7 @@ class OutputWriter:
     def _end(self, status: Status) -> list[Event]:
         if self._open is None:
             return []
-        if isinstance(self._open, OpenCall):
+        if isinstance(self._open, OpenCall | OpenCustomCall):
             # A call that broke off has been shown already, and cannot be taken back.
             is_whole = self._open.call_index in self._whole_calls
             status = "completed" if is_whole else "incomplete"

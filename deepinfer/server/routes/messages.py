@@ -13,12 +13,16 @@ from deepinfer.server.event_stream import open_stream
 from deepinfer.server.json import json_response
 from deepinfer.server.messages_api.answer import (
     MESSAGE_EVENTS,
+    ManagedTokenCount,
     Message,
     MessagesErrorBody,
+    OriginalTokenCount,
     TokenCount,
 )
 from deepinfer.server.messages_api.body import MessagesBody, PromptBody
-from deepinfer.server.messages_api.conversation import PARAM_NAMES, as_chat
+from deepinfer.server.messages_api.clearing import clear_prompt
+from deepinfer.server.messages_api.clearing import count_tokens as count_prompt_tokens
+from deepinfer.server.messages_api.conversation import PARAM_NAMES
 from deepinfer.server.messages_api.run import prepare_message
 from deepinfer.server.openapi import (
     GENERATING_ROUTE,
@@ -28,7 +32,6 @@ from deepinfer.server.openapi import (
     describe_named_events,
 )
 from deepinfer.server.param_names import renaming_params
-from deepinfer.server.prepare import tokenize_chat_body
 from deepinfer.server.record import record_of
 from deepinfer.server.state import ServerState
 
@@ -73,7 +76,12 @@ def make_router(state: ServerState) -> APIRouter:
         body = await read_json(request, PromptBody, limits=limits)
         engine = state.engines.find(body.model)
         with renaming_params(PARAM_NAMES):
-            prompt = await tokenize_chat_body(engine, as_chat(body))
-        return json_response(TokenCount(input_tokens=len(prompt)))
+            cleared = await clear_prompt(engine, body)
+            count = await count_prompt_tokens(engine, cleared.body)
+            if body.context_management is None:
+                return json_response(TokenCount(input_tokens=count))
+            original = await count_prompt_tokens(engine, body) if cleared.applied else count
+        management = OriginalTokenCount(original_input_tokens=original)
+        return json_response(ManagedTokenCount(input_tokens=count, context_management=management))
 
     return router

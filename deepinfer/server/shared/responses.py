@@ -5,6 +5,7 @@ What is kept and whose it is follows the rules of `responses_api/store.py`.
 
 from __future__ import annotations
 
+import json
 import logging
 import sqlite3
 
@@ -21,6 +22,9 @@ PUT = f"INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?, ?, ?, {NEXT_USE})"
 FIND = f"""
 UPDATE responses SET used = {NEXT_USE} WHERE id = ? AND owner = ?
 RETURNING rendered, input, output
+"""
+FIND_OUTPUT = """
+SELECT id FROM responses WHERE owner = ? AND instr(output, ?) ORDER BY used DESC LIMIT 1
 """
 DROP_OLDEST = """
 DELETE FROM responses WHERE id = (SELECT id FROM responses ORDER BY used LIMIT 1)
@@ -59,6 +63,13 @@ class SharedResponses:
         rendered, input_, output = rows[0]
         read = self._items.validate_json
         return StoredResponse(id_, owner, rendered, read(input_), read(output))
+
+    def find_output(self, item_id: str, owner: bytes) -> Item | None:
+        """The item of that id in the output of a response, which now counts as used."""
+        rows = self._ledger.run(FIND_OUTPUT, (owner, json.dumps(item_id).encode()))
+        response = self.find(rows[0][0], owner) if rows else None
+        output = () if response is None else response.output
+        return next((item for item in output if item.id == item_id), None)
 
     def delete(self, id_: str) -> None:
         """Drop a response that was found; another process may have done it meanwhile."""
