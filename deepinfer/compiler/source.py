@@ -22,7 +22,12 @@ from deepinfer.adapter import (
     Adapter,
     read_adapter,
 )
-from deepinfer.checkpoint import SMALL_FILE_NAMES, Checkpoint, read_checkpoint
+from deepinfer.checkpoint import (
+    NAMED_CHAT_TEMPLATES_DIR,
+    SMALL_FILE_NAMES,
+    Checkpoint,
+    read_checkpoint,
+)
 from deepinfer.compiler.outline import has_weight_files, read_outline
 from deepinfer.compiler.progress import Progress
 from deepinfer.compiler.staging import free_disk_bytes
@@ -34,6 +39,7 @@ SAMPLE_NAME = "sample"
 SAMPLE_DIR = Path(__file__).parent.parent / "sample"
 HUB_ID_PATTERN = re.compile(r"[\w.-]+(/[\w.-]+)?")
 CODE_PATTERN = "*.py"
+SMALL_FILE_PATTERNS = (*SMALL_FILE_NAMES, f"{NAMED_CHAT_TEMPLATES_DIR}/*.jinja")
 
 
 def find_checkpoint(
@@ -98,7 +104,7 @@ def fetch_weights(
         return checkpoint
     hub = _import_hub()
     _check_disk(checkpoint, Path(hub.constants.HF_HUB_CACHE))
-    patterns = [*SMALL_FILE_NAMES, *checkpoint.weights.files]
+    patterns = [*SMALL_FILE_PATTERNS, *checkpoint.weights.files]
     if with_code:
         patterns.append(CODE_PATTERN)
     with (
@@ -136,7 +142,7 @@ def _find_on_hub(repo_id: str, revision: str | None) -> Checkpoint:
             hub.snapshot_download(
                 repo_id,
                 revision=revision,
-                allow_patterns=list(SMALL_FILE_NAMES),
+                allow_patterns=list(SMALL_FILE_PATTERNS),
                 tqdm_class=_make_progress_bar(Progress()),
             )
         )

@@ -1,6 +1,6 @@
 """Writes an engine's `tokenizer/`: what the API process needs to turn text into tokens and back.
 
-Every checkpoint ends up in the same shape: a `tokenizer.json`, and the chat template in a file of
+Every checkpoint ends up in the same shape: a `tokenizer.json`, and each chat template in a file of
 its own, wherever it was before.
 """
 
@@ -14,11 +14,13 @@ from typing import Any
 from deepinfer.checkpoint import (
     CHAT_TEMPLATE_NAME,
     CONFIG_NAME,
+    DEFAULT_CHAT_TEMPLATE,
     GENERATION_CONFIG_NAME,
+    NAMED_CHAT_TEMPLATES_DIR,
     TOKENIZER_CONFIG_NAME,
     TOKENIZER_NAME,
     Checkpoint,
-    find_chat_template,
+    read_chat_templates,
 )
 from deepinfer.errors import BuildError
 
@@ -36,9 +38,12 @@ def write_tokenizer(checkpoint: Checkpoint, folder: Path, trust_remote_code: boo
         shutil.copyfile(source / TOKENIZER_NAME, folder / TOKENIZER_NAME)
     else:
         _convert_slow_tokenizer(source, folder / TOKENIZER_NAME, trust_remote_code)
-    template = find_chat_template(source)
-    if template is not None:
-        (folder / CHAT_TEMPLATE_NAME).write_text(template, encoding="utf-8")
+    for name, template in read_chat_templates(source).items():
+        path = folder / CHAT_TEMPLATE_NAME
+        if name != DEFAULT_CHAT_TEMPLATE:
+            path = folder / NAMED_CHAT_TEMPLATES_DIR / f"{name}.jinja"
+            path.parent.mkdir(exist_ok=True)
+        path.write_text(template, encoding="utf-8")
     for name in (CONFIG_NAME, TOKENIZER_CONFIG_NAME):
         if (source / name).is_file():
             config = without_code(json.loads((source / name).read_text(encoding="utf-8")))
