@@ -180,17 +180,20 @@ def read_checkpoint(
     folder: Path,
     *,
     model_id: str | None = None,
+    source: str | None = None,
     revision: str | None = None,
     weights: Weights | None = None,
     has_counted_weights: bool = False,
 ) -> Checkpoint:
     """Read `folder`. With `weights` given, its safetensors are not looked for.
 
+    `source` is what `--model` named, where that is neither `model_id` nor the folder itself.
+
     When those are counted and not real, the tokenizer may be missing as well. Raises
     UnreadableModel when config.json does not say the model's dimensions, and CheckpointError when
     it is not a checkpoint, is damaged, or has no safetensors.
     """
-    source = model_id or str(folder.resolve())
+    source = source or model_id or str(folder.resolve())
     # Clients see the id: a folder goes by its name, and its path stays on this machine.
     model_id = model_id or folder.resolve().name
     _require_config(folder, source)

@@ -257,6 +257,11 @@ class EngineSection(Section):
         default="auto",
         description="How the models write calls of tools; auto: as their chat templates show it",
     )
+    generation_config: Literal["auto", "none"] = Field(
+        default="auto",
+        description="Sampling defaults of /v1/responses and /v1/messages; auto: from the "
+        "checkpoint's generation_config.json; none: the route's own",
+    )
 
     @field_validator("served_model_names", "lora", mode="before")
     @classmethod

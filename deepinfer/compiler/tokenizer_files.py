@@ -6,7 +6,9 @@ its own, wherever it was before.
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,16 @@ from deepinfer.checkpoint import (
     Checkpoint,
     read_chat_templates,
 )
-from deepinfer.errors import BuildError
+from deepinfer.errors import BackendError, BuildError
 
+SENTENCEPIECE_NAMES = ("tokenizer.model", "spiece.model")
+# What transformers needs to convert such a file, by module, and the package to install for it.
+SENTENCEPIECE_MODULES = {
+    "sentencepiece": "sentencepiece>=0.2,<0.3",
+    "google.protobuf": "protobuf>=4,<8",
+}
+TIKTOKEN_MODULES = {"tiktoken": "tiktoken"}
+MAX_LINE_BYTES = 4096
 COPIED_NAMES = (GENERATION_CONFIG_NAME, "special_tokens_map.json")
 
 
@@ -62,6 +72,35 @@ def without_code(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(named, dict) and "AutoTokenizer" in named and "tokenizer_class" in kept:
         kept["tokenizer_class"] = "PreTrainedTokenizerFast"
     return kept
+
+
+def check_converter(checkpoint: Checkpoint) -> None:
+    """Raise BackendError when what converts the tokenizer is missing, before anything is loaded."""
+    source = checkpoint.folder
+    if (source / TOKENIZER_NAME).is_file():
+        return
+    models = [source / name for name in SENTENCEPIECE_NAMES if (source / name).is_file()]
+    if not models:
+        return
+    with open(models[0], "rb") as file:
+        # tiktoken's files have a token in base64 and its rank on each line.
+        is_tiktoken = re.match(rb"[A-Za-z0-9+/=]+ \d+\s", file.readline(MAX_LINE_BYTES)) is not None
+    needed = TIKTOKEN_MODULES if is_tiktoken else SENTENCEPIECE_MODULES
+    missing = [package for name, package in needed.items() if not _is_installed(name)]
+    if missing:
+        packages = " ".join(f"'{package}'" for package in missing)
+        raise BackendError(
+            f"`{checkpoint.source}` has its tokenizer in {models[0].name} alone, which cannot be "
+            f"converted to a {TOKENIZER_NAME} without packages that are not installed",
+            hint=f"pip install {packages}",
+        )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it would be in
+        return False
 
 
 def _convert_slow_tokenizer(source: Path, path: Path, trust_remote_code: bool) -> None:

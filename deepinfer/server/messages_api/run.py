@@ -24,6 +24,7 @@ from deepinfer.server.messages_api.writer import BlockEvent, BlockWriter
 from deepinfer.server.param_names import renaming_params
 from deepinfer.server.prepare import Choice, prepare_chat
 from deepinfer.server.record import RequestRecord
+from deepinfer.server.sampling_defaults import with_sampling_defaults
 
 
 @dataclass
@@ -86,7 +87,10 @@ async def prepare_message(
     engine: ServedEngine, body: MessagesBody, record: RequestRecord
 ) -> MessageRun:
     """Raises what `prepare_chat` does, with the names of this route's fields."""
-    id_, chat = new_message_id(), as_chat(body)
+    body = with_sampling_defaults(body, engine.sampling_defaults)
+    # The chat has fields that this route's bodies do not have.
+    chat = with_sampling_defaults(as_chat(body), engine.sampling_defaults)
+    id_ = new_message_id()
     with renaming_params(PARAM_NAMES):
         plan = await prepare_chat(engine, chat, id_, cuts_max_tokens=True)
     [reader] = make_readers(engine, chat, plan) or [ChatReader()]

@@ -21,6 +21,7 @@ from deepinfer.server.responses_api.body import PARAM_NAMES, ResponsesBody
 from deepinfer.server.responses_api.draft import Draft
 from deepinfer.server.responses_api.events import Event, EventNumbering
 from deepinfer.server.responses_api.items import Item, new_id
+from deepinfer.server.sampling_defaults import with_sampling_defaults
 from deepinfer.server.sse import DONE
 
 
@@ -75,6 +76,7 @@ async def prepare_response(
     keep: Callable[[ResponseObject], None],
 ) -> ResponseRun:
     """`items` are the whole conversation. Raises what preparing a chat does, in our words."""
+    body = with_sampling_defaults(body, engine.sampling_defaults)
     chat = body.as_chat(items)
     id_ = new_id("resp")
     with renaming_params(PARAM_NAMES):
