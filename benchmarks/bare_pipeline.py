@@ -19,7 +19,7 @@ import openvino as ov
 import openvino_genai
 
 from deepinfer import huge_pages
-from deepinfer.manifest import EngineFolder, read_engine
+from deepinfer.manifest import CACHED_TOKENS_KEY, EngineFolder, read_engine
 
 TOKENS_PER_BLOCK = 32
 WARM_UP_TOKENS = 32
@@ -30,13 +30,13 @@ def load(engine: EngineFolder, overrides: dict[str, Any]) -> Any:
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.max_num_seqs = limits.max_batch_size
     scheduler.max_num_batched_tokens = limits.max_num_tokens
-    blocks_per_sequence = -(-limits.max_seq_len // TOKENS_PER_BLOCK)
-    scheduler.num_kv_blocks = limits.max_batch_size * blocks_per_sequence
+    _, scheduler.num_kv_blocks = engine.manifest.count_cache_blocks(TOKENS_PER_BLOCK)
     scheduler.dynamic_split_fuse = True
     scheduler.enable_prefix_caching = True
     for name, value in overrides.get("scheduler", {}).items():
         setattr(scheduler, name, value)
-    properties = {name.upper(): value for name, value in settings.items()}
+    kept = {name: value for name, value in settings.items() if name != CACHED_TOKENS_KEY}
+    properties = {name.upper(): value for name, value in kept.items()}
     properties["INFERENCE_PRECISION_HINT"] = properties.pop("INFERENCE_PRECISION")
     properties |= overrides.get("properties", {})
     pipeline = openvino_genai.ContinuousBatchingPipeline(

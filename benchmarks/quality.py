@@ -24,7 +24,7 @@ import openvino as ov
 import openvino_genai
 from tokenizers import Tokenizer
 
-from deepinfer.manifest import EngineFolder, read_engine
+from deepinfer.manifest import CACHED_TOKENS_KEY, EngineFolder, read_engine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from sample_text import held_out_documents
@@ -53,6 +53,7 @@ VARIANTS = (
     Variant("int8, group 32", "int8", {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 32}),
     Variant("int8, group 128", "int8", {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 128}),
     Variant("int8, none", "int8", {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}),
+    Variant("int8, keys by channel", "int8", {"KEY_CACHE_QUANT_MODE": "BY_CHANNEL"}),
     Variant("int4, group 128", "int4", {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 128}),
     Variant("int4, group 32", "int4", {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 32}),
     Variant("int4, none", "int4", {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}),
@@ -64,6 +65,7 @@ class Engine:
 
     def __init__(self, engine: EngineFolder, overrides: dict[str, Any]) -> None:
         settings = {name.upper(): v for name, v in engine.manifest.backend.settings.items()}
+        del settings[CACHED_TOKENS_KEY.upper()]
         settings["INFERENCE_PRECISION_HINT"] = settings.pop("INFERENCE_PRECISION")
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.max_num_batched_tokens = engine.manifest.limits.max_num_tokens

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 QUANTIZATION_NAME = "hf_quant_config.json"  # of NVIDIA ModelOpt
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
 LEGACY_CHAT_TEMPLATE_NAME = "chat_template.json"
+NAMED_CHAT_TEMPLATES_DIR = "additional_chat_templates"  # one `<name>.jinja` for each
+DEFAULT_CHAT_TEMPLATE = "default"
+CHAT_TEMPLATE_NAME_PATTERN = re.compile(r"\w[\w.-]*")  # each becomes the name of a file
 # A tokenizer without tokenizer.json is one of these, which transformers converts.
 SLOW_TOKENIZER_NAMES = ("tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
 SMALL_FILE_NAMES = (
@@ -176,17 +180,20 @@ def read_checkpoint(
     folder: Path,
     *,
     model_id: str | None = None,
+    source: str | None = None,
     revision: str | None = None,
     weights: Weights | None = None,
     has_counted_weights: bool = False,
 ) -> Checkpoint:
     """Read `folder`. With `weights` given, its safetensors are not looked for.
 
+    `source` is what `--model` named, where that is neither `model_id` nor the folder itself.
+
     When those are counted and not real, the tokenizer may be missing as well. Raises
     UnreadableModel when config.json does not say the model's dimensions, and CheckpointError when
     it is not a checkpoint, is damaged, or has no safetensors.
     """
-    source = model_id or str(folder.resolve())
+    source = source or model_id or str(folder.resolve())
     # Clients see the id: a folder goes by its name, and its path stays on this machine.
     model_id = model_id or folder.resolve().name
     _require_config(folder, source)
@@ -219,7 +226,7 @@ def read_checkpoint(
         sliding_window=_find_sliding_window(text_config),
         has_key_bias=_has_key_bias(text_config, weights),
         renormalizes_experts=bool(text_config.get("norm_topk_prob")),
-        has_chat_template=find_chat_template(folder) is not None,
+        has_chat_template=bool(read_chat_templates(folder)),
         has_counted_weights=has_counted_weights,
     )
 
@@ -245,18 +252,47 @@ def read_positions(path: Path) -> Positions:
     )
 
 
-def find_chat_template(folder: Path) -> str | None:
-    """The chat template from the newest place that has one, None when there is none."""
-    path = folder / CHAT_TEMPLATE_NAME
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    found = _read_optional_json(folder / TOKENIZER_CONFIG_NAME).get("chat_template")
-    if isinstance(found, list):
-        named = {entry.get("name"): entry.get("template") for entry in found}
-        found = named.get("default")
-    if found is None:
-        found = _read_optional_json(folder / LEGACY_CHAT_TEMPLATE_NAME).get("chat_template")
-    return found if isinstance(found, str) else None
+def read_chat_templates(folder: Path) -> dict[str, str]:
+    """Jinja sources by name, of which "default" is the usual one; empty when there is none.
+
+    `folder` is a checkpoint or an engine's `tokenizer/`. As in transformers, `chat_template.jinja`
+    and the folder of named ones replace what the configuration says. Raises CheckpointError.
+    """
+    templates: dict[str, str] = {}
+    default_path = folder / CHAT_TEMPLATE_NAME
+    if default_path.is_file():
+        templates[DEFAULT_CHAT_TEMPLATE] = _read_text(default_path)
+    else:
+        for name in (TOKENIZER_CONFIG_NAME, LEGACY_CHAT_TEMPLATE_NAME):
+            path = folder / name
+            found = _read_optional_json(path).get("chat_template")
+            if isinstance(found, str):
+                templates = {DEFAULT_CHAT_TEMPLATE: found}
+            elif isinstance(found, list):
+                templates = _read_named_templates(found, path)
+            if templates:
+                break
+    for path in find_named_chat_templates(folder):
+        templates[path.stem] = _read_text(path)
+    return templates
+
+
+def find_named_chat_templates(folder: Path) -> list[Path]:
+    """The files of named chat templates in a checkpoint or an engine's `tokenizer/`."""
+    return sorted(folder.glob(f"{NAMED_CHAT_TEMPLATES_DIR}/*.jinja"))
+
+
+def _read_named_templates(entries: list[Any], path: Path) -> dict[str, str]:
+    templates = {}
+    for entry in entries:
+        entry = entry if isinstance(entry, dict) else {}
+        name, template = entry.get("name"), entry.get("template")
+        if not isinstance(name, str) or not isinstance(template, str):
+            raise damaged(path, "an entry of its `chat_template` lacks its name or its template")
+        if not CHAT_TEMPLATE_NAME_PATTERN.fullmatch(name):
+            raise damaged(path, f"{name!r} cannot be the name of a chat template")
+        templates[name] = template
+    return templates
 
 
 def digest_source(checkpoint: Checkpoint, *, with_code: bool = False) -> str:
@@ -267,6 +303,10 @@ def digest_source(checkpoint: Checkpoint, *, with_code: bool = False) -> str:
     names = {*SMALL_FILE_NAMES, *checkpoint.weights.files}
     if with_code:
         names.update(path.name for path in checkpoint.folder.glob("*.py"))
+    names.update(
+        f"{NAMED_CHAT_TEMPLATES_DIR}/{path.name}"
+        for path in find_named_chat_templates(checkpoint.folder)
+    )
     digest = hashlib.sha256()
     for name in sorted(names):
         path = checkpoint.folder / name
@@ -386,7 +426,7 @@ def _is_tied(config: dict[str, Any]) -> bool:
 
 def _find_quant_method(folder: Path, config: dict[str, Any]) -> str | None:
     found = config.get("quantization_config")
-    if isinstance(found, dict):
+    if isinstance(found, dict) and found:
         return str(found.get("quant_method", "unknown"))
     return "modelopt" if (folder / QUANTIZATION_NAME).is_file() else None
 
@@ -440,6 +480,13 @@ def _tokenizer_eos_id(folder: Path) -> int | None:
 
 def _read_optional_json(path: Path) -> dict[str, Any]:
     return _read_json(path) if path.is_file() else {}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise damaged(path, f"it cannot be read ({error})") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -288,6 +288,11 @@ class EngineSection(Section):
         "and generic where they show none; generic: tools are described in the system turn; none: "
         "tools are left out of requests",
     )
+    generation_config: Literal["auto", "none"] = Field(
+        default="auto",
+        description="Sampling defaults of /v1/responses and /v1/messages; auto: from the "
+        "checkpoint's generation_config.json; none: the route's own",
+    )
 
     @field_validator("served_model_names", "lora", mode="before")
     @classmethod

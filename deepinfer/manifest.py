@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
 
@@ -21,6 +22,11 @@ MANIFEST_NAME = "engine.json"
 PAYLOAD_DIR = "payload"
 TOKENIZER_DIR = "tokenizer"
 SCHEMA_VERSION: Final = 1
+
+# The setting that says how many tokens of KV cache each sequence of a full batch has. An engine
+# that lacks it has as many as its longest sequence takes.
+CACHED_TOKENS_KEY = "cached_tokens_per_sequence"
+MIN_FULL_SEQUENCES = 4  # of the longest length, that the KV cache is to hold whatever the setting
 
 BackendName = Literal["openvino", "tensorrt-llm", "simulated"]
 
@@ -139,6 +145,21 @@ class BuildRecord(Record):
     choices: tuple[Choice, ...] = ()
 
 
+class Origin(Record):
+    """Which model, and which adapter in it, an engine is made of, whatever its revision."""
+
+    model: str  # its id with the organisation's name, or its folder
+    adapter: str | None = None  # what `--lora` named
+
+    @classmethod
+    def of(cls, model_id: str, source: str, adapter_source: str | None) -> Origin:
+        # A folder goes by its last name alone, which others may have too.
+        return cls(model=model_id if "/" in model_id else source, adapter=adapter_source)
+
+    def __str__(self) -> str:
+        return self.model if self.adapter is None else f"{self.model} with {self.adapter}"
+
+
 class EngineManifest(Record):
     schema_version: Literal[1] = SCHEMA_VERSION
     name: str
@@ -163,8 +184,27 @@ class EngineManifest(Record):
         return f"--model {self.model.source}{lora}"
 
     @property
+    def origin(self) -> Origin:
+        base_id = self.adapter.base_model_id if self.adapter else self.model.id
+        adapter = self.adapter.source if self.adapter else None
+        return Origin.of(base_id, self.model.source, adapter)
+
+    @property
     def size_bytes(self) -> int:
         return sum(record.size_bytes for record in self.files.values())
+
+    def count_cache_blocks(self, tokens_per_block: int, num_guesses: int = 0) -> tuple[int, int]:
+        """Blocks of KV cache for one sequence of the longest length, and for full batches.
+
+        `num_guesses` tokens are held beside each sequence. The sequences of a batch share its
+        blocks: few of them are as long as the longest may be.
+        """
+        limits = self.limits
+        longest = -(-(limits.max_seq_len + num_guesses) // tokens_per_block)
+        cached_tokens = int(self.backend.settings.get(CACHED_TOKENS_KEY, limits.max_seq_len))
+        usual = -(-(min(cached_tokens, limits.max_seq_len) + num_guesses) // tokens_per_block)
+        num_full = min(limits.max_batch_size, MIN_FULL_SEQUENCES)
+        return longest, max(limits.max_batch_size * usual, num_full * longest)
 
 
 class EngineFolder(Record):
@@ -245,6 +285,18 @@ def _is_within(folder: Path, path: Path) -> bool:
 def find_engines(engine_dir: Path) -> list[EngineFolder]:
     """Every engine in `engine_dir`; raises EngineError when one of them cannot be read, too."""
     return [read_engine(path) for path in find_engine_folders(engine_dir)]
+
+
+def find_origins(engine_dir: Path) -> dict[str, Origin]:
+    """What each engine in `engine_dir` is made of, by the name of its folder.
+
+    Folders that cannot be read as engines are passed over, and so is a missing `engine_dir`.
+    """
+    origins = {}
+    for path in engine_dir.glob(f"*/{MANIFEST_NAME}"):
+        with suppress(EngineError):
+            origins[path.parent.name] = read_engine(path.parent).manifest.origin
+    return origins
 
 
 def record_file(path: Path) -> FileRecord:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deepinfer.checkpoint import digest_source, find_chat_template, read_checkpoint
+from deepinfer.checkpoint import digest_source, read_chat_templates, read_checkpoint
 from deepinfer.errors import CheckpointError, UnreadableModel
 from tests.checkpoints import CHAT_TEMPLATE, VOCAB_SIZE, make_checkpoint
 
@@ -128,8 +128,39 @@ def test_end_token_is_found_without_tokenizer_json(
 )
 def test_chat_template_is_found_wherever_it_is(tmp_path: Path, place: str) -> None:
     folder = make_checkpoint(tmp_path, chat_template_place=place)
-    assert find_chat_template(folder) == CHAT_TEMPLATE
+    assert read_chat_templates(folder)["default"] == CHAT_TEMPLATE
     assert read_checkpoint(folder).has_chat_template
+
+
+def test_named_template_is_a_part_of_the_checkpoint(
+    llama: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    folder = copy_of(llama)
+    without = digest_source(read_checkpoint(folder))
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
+    assert read_chat_templates(folder) == {"default": CHAT_TEMPLATE, "tool_use": "tools"}
+    assert digest_source(read_checkpoint(folder)) != without
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"name": "tool_use"},
+        {"template": "x"},
+        "tool_use",
+        {"name": "../../outside", "template": "x"},
+        {"name": "", "template": "x"},
+    ],
+)
+def test_named_template_that_cannot_be_kept_is_refused(
+    llama: Path, copy_of: Callable[[Path], Path], entry: object
+) -> None:
+    folder = copy_of(llama)
+    (folder / "chat_template.jinja").unlink()
+    edit_json(folder / "tokenizer_config.json", chat_template=[entry])
+    with pytest.raises(CheckpointError, match="chat template|`chat_template`"):
+        read_checkpoint(folder)
 
 
 def test_checkpoint_without_chat_template(tmp_path: Path) -> None:
@@ -160,6 +191,17 @@ def test_quantised_checkpoint_is_told_apart(llama: Path, copy_of: Callable[[Path
     folder = copy_of(llama)
     edit_json(folder / "config.json", quantization_config={"quant_method": "gptq"})
     assert read_checkpoint(folder).quant_method == "gptq"
+
+
+@pytest.mark.parametrize("written", ["{}", "null"])
+def test_empty_quantization_config_means_that_nothing_is_quantised(
+    llama: Path, copy_of: Callable[[Path], Path], written: str
+) -> None:
+    folder = copy_of(llama)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = json.loads(written)
+    (folder / "config.json").write_text(json.dumps(config))
+    assert read_checkpoint(folder).quant_method is None
 
 
 def truncate(path: Path, num_bytes: int) -> None:

@@ -103,6 +103,7 @@ def test_every_key_can_be_given_in_the_environment() -> None:
         "engine.draft_tokens": "3",
         "engine.allow_untried_release": "true",
         "engine.tool_format": "glm-4.5",
+        "engine.generation_config": "none",
         "logging.level": "DEBUG",
         "logging.format": "JSON",
         "logging.traces": "true",

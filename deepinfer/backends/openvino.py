@@ -269,7 +269,7 @@ class OpenVinoBackend:
 def _plan_capacity(
     manifest: EngineManifest, options: EngineOptions, speculation: Speculation
 ) -> Capacity:
-    """Blocks for full batches of full sequences, or as many as memory allows; a draft has as many.
+    """Blocks for full batches, or as many as memory allows; a draft has as many.
 
     Raises EngineError when not even one sequence of the longest length would fit.
     """
@@ -280,14 +280,21 @@ def _plan_capacity(
     if budget is None:
         share = options.kv_cache_fraction or FREE_MEMORY_SHARE
         budget = int(read_machine().available_memory_bytes * share)
-    per_sequence = -(-(limits.max_seq_len + speculation.num_guesses) // TOKENS_PER_BLOCK)
-    num_blocks = min(limits.max_batch_size * per_sequence, budget // block_bytes)
+    per_sequence, full = manifest.count_cache_blocks(TOKENS_PER_BLOCK, speculation.num_guesses)
+    num_blocks = min(full, budget // block_bytes)
     if num_blocks < per_sequence:
         raise EngineError(
             f"the KV cache of one sequence of {limits.max_seq_len:,} tokens needs "
             f"{per_sequence * block_bytes / 2**20:,.0f} MiB; {budget / 2**20:,.0f} MiB are given",
             hint="free memory, raise the KV cache's size, or serve with a lower --max-seq-len",
         )
+    logger.info(
+        "KV cache: %d tokens in %.0f MiB, %.1f sequences of the longest length (%d tokens)",
+        num_blocks * TOKENS_PER_BLOCK,
+        num_blocks * block_bytes / 2**20,
+        num_blocks / per_sequence,
+        limits.max_seq_len,
+    )
     return Capacity(
         limits.max_batch_size,
         num_blocks,

@@ -26,8 +26,26 @@ def scheduler_config(
     config.max_num_batched_tokens = speculation.batched_tokens(manifest.limits)
     config.num_kv_blocks = capacity.num_blocks
     config.dynamic_split_fuse = speculation.splits_prompts
-    config.enable_prefix_caching = speculation.allows_prefix_cache
+    config.enable_prefix_caching = allows_prefix_cache(manifest, speculation)
     return config
+
+
+def allows_prefix_cache(manifest: EngineManifest, speculation: Speculation) -> bool:
+    """Whether blocks of earlier prompts may be used again without changing anybody's answers.
+
+    When a prompt is in the cache up to its end, the library computes its last token anew, and
+    writes it into the cached block. With 8-bit keys that are scaled by channel it thereby rounds
+    all keys of the block once more, each time: 16 equal requests got 13 different sets of
+    log probabilities.
+    Scales by token leave the other keys alone. Engines that do not say how their keys are scaled
+    were built when it was by channel.
+    """
+    settings = manifest.backend.settings
+    rewrites_keys = (
+        settings["kv_cache_precision"] == "u8"
+        and settings.get("key_cache_quant_mode") != "BY_TOKEN"
+    )
+    return speculation.allows_prefix_cache and not rewrites_keys
 
 
 def speculation_properties(
@@ -53,7 +71,8 @@ def device_properties(manifest: EngineManifest, options: EngineOptions) -> dict[
         "INFERENCE_PRECISION_HINT": settings["inference_precision"],
         "KV_CACHE_PRECISION": settings["kv_cache_precision"],
     }
-    for name in ("dynamic_quantization_group_size", "enable_cpu_pinning"):
+    names = ("key_cache_quant_mode", "dynamic_quantization_group_size", "enable_cpu_pinning")
+    for name in names:
         if name in settings:
             properties[name.upper()] = settings[name]
     if options.num_threads is not None:

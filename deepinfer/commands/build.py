@@ -118,13 +118,14 @@ def build(
     from deepinfer.compiler.plan import check_room, make_plan
     from deepinfer.compiler.report import plan_as_json
     from deepinfer.compiler.wishes import read_wishes
+    from deepinfer.manifest import find_origins
 
     wishes = read_wishes(recipe, flags)
     device, checkpoint, adapter = _read_sources(wishes, is_build=not (is_dry_run or is_comparison))
     if is_comparison:
         _print_comparison(device, checkpoint, wishes, adapter, is_json=is_json)
         return
-    plan = make_plan(device, checkpoint, wishes, adapter)
+    plan = make_plan(device, checkpoint, wishes, adapter, find_origins(wishes.output))
     if is_dry_run:
         if is_json:
             _print_json(plan_as_json(plan))
@@ -185,6 +186,7 @@ def _build(
     from deepinfer.compiler.build import build_engine, load_compiler
     from deepinfer.compiler.report import result_as_json, result_lines
     from deepinfer.compiler.source import fetch_weights
+    from deepinfer.compiler.tokenizer_files import check_converter
     from deepinfer.trtllm_libraries import require_tensorrt
     from deepinfer.trtllm_release import untried_warning
 
@@ -193,10 +195,17 @@ def _build(
         if (warning := untried_warning(versions[plan.backend])) is not None:
             click.echo(f"warning: {warning}", err=True)
         require_tensorrt()
+    check_converter(checkpoint)
     progress = _make_progress()
     checkpoint = fetch_weights(checkpoint, progress, with_code=plan.trust_remote_code)
     result = build_engine(
-        plan, checkpoint, wishes.output, progress, adapter=adapter, is_forced=is_forced
+        plan,
+        checkpoint,
+        wishes.output,
+        progress,
+        adapter=adapter,
+        is_forced=is_forced,
+        is_name_asked=wishes.name is not None,
     )
     if is_json:
         _print_json(result_as_json(plan, result))

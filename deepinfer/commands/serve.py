@@ -94,6 +94,7 @@ class ConfigOption(click.Option):
     default=None,
 )
 @click.option("--tool-format", cls=ConfigOption, path="engine.tool_format")
+@click.option("--generation-config", cls=ConfigOption, path="engine.generation_config")
 @click.option("--log-level", cls=ConfigOption, path="logging.level")
 @click.option("--log-format", cls=ConfigOption, path="logging.format")
 @click.option("--traces", cls=ConfigOption, path="logging.traces")

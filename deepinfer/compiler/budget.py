@@ -45,13 +45,15 @@ class Budget:
     """Memory for sequences of up to `max_seq_len` tokens, read in steps of `max_num_tokens`.
 
     `sharing` sequences take the cache of one full one: more than 1 where the library pages the
-    cache among sequences that are not all full at once.
+    cache among sequences that are not all full at once. The cache is never smaller than
+    `min_full` full ones take, or than the batch when that is smaller.
     """
 
     memory: MemoryModel
     max_seq_len: int
     max_num_tokens: int
     sharing: int
+    min_full: int = 1
 
     @property
     def overhead_bytes(self) -> int:
@@ -83,8 +85,10 @@ class Budget:
             return 0
         shared = self.free_bytes * self.sharing
         num_shared = shared // (self.kv_bytes_per_sequence + self.sharing * self.slot_bytes)
-        # A few sequences still need the cache of one full one.
-        return min(num_shared, (self.free_bytes - self.kv_bytes_per_sequence) // self.slot_bytes)
+        # A few sequences still need the cache of full ones.
+        num_full = min(self.min_full, self.num_full_sequences)
+        free_bytes = self.free_bytes - num_full * self.kv_bytes_per_sequence
+        return min(num_shared, free_bytes // self.slot_bytes)
 
     def longest_seq_len(self, batch_size: int) -> int:
         """Tokens, in whole blocks, that each of `batch_size` sequences could have."""
@@ -97,7 +101,7 @@ class Budget:
 
     def kv_cache_bytes(self, batch_size: int) -> int:
         full = self.kv_bytes_per_sequence
-        return max(full, batch_size * full // self.sharing)
+        return max(min(batch_size, self.min_full) * full, batch_size * full // self.sharing)
 
     def need(self, batch_size: int, max_positions: int) -> MemoryNeed:
         return MemoryNeed(

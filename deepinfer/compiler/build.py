@@ -27,13 +27,14 @@ from deepinfer.compiler.lora import merge_adapter
 from deepinfer.compiler.plan import BuildPlan
 from deepinfer.compiler.progress import Progress
 from deepinfer.compiler.staging import Staging, open_staging
-from deepinfer.errors import EngineError
+from deepinfer.errors import BuildError, EngineError
 from deepinfer.manifest import (
     BackendRecord,
     BuildRecord,
     EngineFolder,
     EngineManifest,
     ModelRecord,
+    Origin,
     TokenRecord,
     read_engine,
     record_files,
@@ -78,10 +79,12 @@ def build_engine(
     *,
     adapter: Adapter | None = None,
     is_forced: bool = False,
+    is_name_asked: bool = True,
 ) -> BuildResult:
     """Build `output/<plan.name>`, or find that it is what the plan would give.
 
-    `adapter` is the one that the plan speaks of.
+    `adapter` is the one that the plan speaks of. A name that nobody asked for does not replace an
+    engine of another model, which another build may have made since the plan.
 
     Raises BuildError when it cannot, BackendError when libraries are missing; either way, and
     when interrupted, `output` is left as it was.
@@ -94,6 +97,11 @@ def build_engine(
         progress.write(f"waiting for another build of `{plan.name}` to finish")
 
     with open_staging(target, say_waiting) as staging:
+        if not is_name_asked:
+            _refuse_other_model(
+                target,
+                Origin.of(checkpoint.id, checkpoint.source, adapter.source if adapter else None),
+            )
         source_digest = digest_source(checkpoint, with_code=plan.trust_remote_code)
         if not is_forced and (found := _find_same(target, plan, source_digest, versions)):
             return BuildResult(found, was_up_to_date=True)
@@ -167,6 +175,18 @@ def measure_peak_memory() -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _refuse_other_model(target: Path, origin: Origin) -> None:
+    try:
+        other = read_engine(target).manifest.origin
+    except EngineError:
+        return  # there is none, or it is damaged and will be replaced
+    if other != origin:
+        raise BuildError(
+            f"`{target}` is an engine of `{other}`; one of `{origin}` would replace it",
+            hint="run the build again, which finds another name, or choose one with `--name`",
+        )
 
 
 def _find_same(

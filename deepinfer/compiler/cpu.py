@@ -47,6 +47,7 @@ PERPLEXITY_COST: dict[str, float | None] = {
 KV_PERPLEXITY_COST: dict[str, float | None] = {"int8": 0.0, "fp16": None, "fp32": 0.0}
 
 OPENVINO_TYPES = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "u8"}
+BY_TOKEN, BY_CHANNEL = "by token", "by channel"  # what the keys of an int8 cache share a scale over
 GROUP_SIZES = (128, 64, 32)  # of int4, best first: smaller ones store more scales
 # How many activations of a token share a scale when they meet weights of 8 and 4 bits. OpenVINO's
 # own default is 32; docs/performance.md has what each size gave and cost.
@@ -107,7 +108,9 @@ def choose_precision(checkpoint: Checkpoint, wishes: BuildWishes) -> Choice:
     )
 
 
-def choose_kv_cache_precision(device: TargetDevice, precision: str, wishes: BuildWishes) -> Choice:
+def choose_kv_cache_precision(
+    device: TargetDevice, checkpoint: Checkpoint, precision: str, wishes: BuildWishes
+) -> Choice:
     """Raises PlanError for a KV cache that this CPU cannot compute with."""
     name = "kv_cache_precision"
     wish = wishes.kv_cache_precision
@@ -131,6 +134,9 @@ def choose_kv_cache_precision(device: TargetDevice, precision: str, wishes: Buil
         return Choice(name=name, value=wish, reason=AS_ASKED)
     if precision == "fp32":
         return Choice(name=name, value="fp32", reason="fp32 weights are there for exact arithmetic")
+    if checkpoint.has_key_bias:
+        reason = "biases give keys outliers, which 8 bits with one scale for each token would lose"
+        return Choice(name=name, value="fp16", reason=reason)
     cost = KV_PERPLEXITY_COST["int8"]
     if cost is None:
         return Choice(name=name, value="int8", reason="a quarter of fp32, and OpenVINO's default")
@@ -195,16 +201,37 @@ def choose_group_size(checkpoint: Checkpoint, wishes: BuildWishes) -> Choice:
     return Choice(name="group_size", value=str(fitting[0]), reason=reason)
 
 
+def choose_key_quantization(checkpoint: Checkpoint, kv_cache_precision: str) -> Choice | None:
+    """Over what the keys of an int8 cache share a scale; None for a cache of another type.
+
+    With scales by channel, the library's default, each write of a token rounds the keys of its
+    whole block anew. It writes the last token of a prompt again that is in the prefix cache up to
+    its end, so that repeated prompts would get other answers: such engines go without that cache.
+    """
+    if kv_cache_precision != "int8":
+        return None
+    if checkpoint.has_key_bias:
+        reason = "biases give keys outliers, which scales by token would lose"
+        return Choice(name="key_cache_scales", value=BY_CHANNEL, reason=reason)
+    reason = "scales by channel would change cached keys whenever a prompt is repeated"
+    return Choice(name="key_cache_scales", value=BY_TOKEN, reason=reason)
+
+
 def choose_pinning() -> Choice:
     reason = "a thread that is bound to a core waits for the API process there, and all with it"
     return Choice(name="thread_pinning", value="off", reason=reason)
 
 
 def runtime_settings(
-    inference_precision: str, kv_cache_precision: str, activation_group_size: int
+    inference_precision: str,
+    kv_cache_precision: str,
+    key_cache_scales: str | None,
+    activation_group_size: int,
 ) -> dict[str, str | int | bool]:
     """What the payload must be loaded with, in the library's own words. A group of 0 is none."""
+    modes = {BY_TOKEN: "BY_TOKEN", BY_CHANNEL: "BY_CHANNEL"}
     return {
+        **({"key_cache_quant_mode": modes[key_cache_scales]} if key_cache_scales else {}),
         "inference_precision": OPENVINO_TYPES[inference_precision],
         "kv_cache_precision": OPENVINO_TYPES[kv_cache_precision],
         "dynamic_quantization_group_size": activation_group_size,

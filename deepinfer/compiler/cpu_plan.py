@@ -12,9 +12,13 @@ from deepinfer.compiler.limits import LimitRules, choose_limits
 from deepinfer.compiler.target import TargetDevice
 from deepinfer.compiler.wishes import AS_ASKED, BuildWishes
 from deepinfer.errors import PlanError
-from deepinfer.manifest import Choice
+from deepinfer.manifest import CACHED_TOKENS_KEY, MIN_FULL_SEQUENCES, Choice
 
 MEMORY_SHARE = 0.9  # of what is free; the rest is for the API process and everybody else
+WITHOUT_PREFIX_CACHE = (
+    "an int8 KV cache of a model with biases on its keys goes without the prefix cache: every "
+    "prompt is computed whole; `--kv-cache-precision fp16` has it"
+)
 RULES = LimitRules(
     max_batch_size=64,
     # A step with more prompt tokens in it makes every running answer wait longer: at 12 streams the
@@ -23,6 +27,8 @@ RULES = LimitRules(
     max_num_tokens=256,
     num_tokens_reason="short steps: a long prompt is read in pieces between the tokens of others",
     sharing=1,
+    min_full_sequences=MIN_FULL_SEQUENCES,
+    num_cached_full=MIN_FULL_SEQUENCES,
     memory_name="this machine's free memory",
     last_resort="a lower `--precision`, or a machine with more free memory",
 )
@@ -35,6 +41,7 @@ class _Formats:
     precision: Choice
     group_size: Choice | None
     kv_cache_precision: Choice
+    key_cache_scales: Choice | None
     inference_precision: Choice
     activation_group_size: Choice | None
 
@@ -43,11 +50,16 @@ class _Formats:
         return int(self.group_size.value) if self.group_size else None
 
     @property
+    def has_scales_by_channel(self) -> bool:
+        return self.key_cache_scales is not None and self.key_cache_scales.value == cpu.BY_CHANNEL
+
+    @property
     def settings(self) -> dict[str, str | int | bool]:
         activations = self.activation_group_size
         return cpu.runtime_settings(
             self.inference_precision.value,
             self.kv_cache_precision.value,
+            self.key_cache_scales.value if self.key_cache_scales else None,
             int(activations.value) if activations else 0,
         )
 
@@ -57,6 +69,7 @@ class _Formats:
             self.precision,
             self.group_size,
             self.kv_cache_precision,
+            self.key_cache_scales,
             self.inference_precision,
             self.activation_group_size,
             cpu.choose_pinning(),
@@ -75,7 +88,9 @@ def decide(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildWishes) ->
         checkpoint, precision, formats.int4_group_size or footprint.INT4_GROUP_SIZE
     )
     kv_bytes_per_token = footprint.kv_bytes_per_token(
-        checkpoint.dims, formats.kv_cache_precision.value
+        checkpoint.dims,
+        formats.kv_cache_precision.value,
+        has_scales_by_channel=formats.has_scales_by_channel,
     )
     memory = MemoryModel(
         usable_bytes=int(device.memory_bytes * MEMORY_SHARE),
@@ -86,6 +101,7 @@ def decide(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildWishes) ->
             checkpoint.dims, weight_bytes, num_tokens
         ),
     )
+    limits = choose_limits(checkpoint, wishes, RULES, memory, {})
     return Decisions(
         backend="openvino",
         precision=precision,
@@ -93,10 +109,11 @@ def decide(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildWishes) ->
         group_size=formats.int4_group_size,
         kv_cache_precision=formats.kv_cache_precision.value,
         kv_bytes_per_token=kv_bytes_per_token,
-        limits=choose_limits(checkpoint, wishes, RULES, memory, {}),
-        settings=formats.settings,
+        limits=limits,
+        settings=formats.settings | {CACHED_TOKENS_KEY: limits.cached_tokens_per_sequence},
         build=_measure_build(device, checkpoint, precision, weight_bytes),
         choices=(backend, *formats.choices),
+        warnings=(WITHOUT_PREFIX_CACHE,) if formats.has_scales_by_channel else (),
     )
 
 
@@ -145,11 +162,12 @@ def _choose_formats(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildW
         )
     is_int4 = precision.value == "int4"
     group_size = cpu.choose_group_size(checkpoint, wishes) if is_int4 else None
-    kv_cache_precision = cpu.choose_kv_cache_precision(device, precision.value, wishes)
+    kv_cache_precision = cpu.choose_kv_cache_precision(device, checkpoint, precision.value, wishes)
     return _Formats(
         precision=precision,
         group_size=group_size,
         kv_cache_precision=kv_cache_precision,
+        key_cache_scales=cpu.choose_key_quantization(checkpoint, kv_cache_precision.value),
         inference_precision=cpu.choose_inference_precision(
             device, precision.value, kv_cache_precision.value
         ),

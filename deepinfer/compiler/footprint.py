@@ -38,13 +38,20 @@ def weight_bytes(checkpoint: Checkpoint, precision: str, group_size: int = INT4_
     return int((total - embedding) * int4_bytes + embedding * int8_bytes)
 
 
-def kv_bytes_per_token(dims: ModelDims, kv_cache_precision: str) -> int:
-    """Bytes of keys and values of one token, over all layers."""
+def kv_bytes_per_token(
+    dims: ModelDims, kv_cache_precision: str, *, has_scales_by_channel: bool = False
+) -> int:
+    """Bytes of keys and values of one token, over all layers.
+
+    An int8 cache scales values by token over their channels, and keys likewise or, with
+    `has_scales_by_channel`, by channel over a block of tokens.
+    """
     num_vectors = dims.num_layers * dims.num_kv_heads
     if kv_cache_precision == "int8":
-        # Keys are scaled by channel over a block of tokens, values by token over their channels.
-        key_bytes = dims.head_dim * (TOKENS_PER_BLOCK + QUANTIZED_KV_OVERHEAD) / TOKENS_PER_BLOCK
         value_bytes = dims.head_dim + QUANTIZED_KV_OVERHEAD
+        if not has_scales_by_channel:
+            return num_vectors * 2 * value_bytes
+        key_bytes = dims.head_dim * (TOKENS_PER_BLOCK + QUANTIZED_KV_OVERHEAD) / TOKENS_PER_BLOCK
         return int(num_vectors * (key_bytes + value_bytes))
     return num_vectors * 2 * dims.head_dim * BITS[kv_cache_precision] // 8
 

@@ -34,6 +34,7 @@ class LimitRules:
     is_chunked: bool = True  # whether a long prompt may be read in several steps
     # Full sequences that a longer default must leave room for; None keeps DEFAULT_MAX_SEQ_LEN.
     min_full_sequences: int | None = None
+    num_cached_full: int = 1  # full sequences that the KV cache holds, however much is shared
     is_bounded_by_rope_table: bool = False  # one row for each of `max_position_embeddings`
     has_sliding_window: bool = True  # whether the engine looks back as far as the model, or at all
 
@@ -48,6 +49,9 @@ class Limits:
     engine: EngineLimits
     memory: MemoryNeed
     choices: tuple[Choice, ...]
+    # Tokens that the KV cache has for each sequence of a full batch, which share them: fewer than
+    # the longest one takes where the length was not asked for.
+    cached_tokens_per_sequence: int
     fitted: tuple[str, ...] = ()
 
 
@@ -76,7 +80,7 @@ def choose_limits(
     usual = _choose_usual_seq_len(checkpoint, wishes, positions, rules)
     longest_step = 0 if rules.is_chunked else (wishes.max_input_len or int(usual.value) - 1)
     num_tokens = wishes.max_num_tokens or max(rules.max_num_tokens, longest_step)
-    budget = Budget(memory, int(usual.value), num_tokens, rules.sharing)
+    budget = Budget(memory, int(usual.value), num_tokens, rules.sharing, rules.num_cached_full)
     seq = _lengthen(usual, budget, checkpoint, wishes, positions, rules)
     max_seq_len = int(seq.value)
     max_input = _choose_max_input_len(max_seq_len, wishes)
@@ -100,6 +104,7 @@ def choose_limits(
         ),
         memory=budget.need(batch_size, positions),
         choices=choices,
+        cached_tokens_per_sequence=int(usual.value),
         fitted=tuple(
             choice.name
             for choice in choices

@@ -138,11 +138,18 @@ def _switch_off_progress_bars() -> None:
 
 def _load(plan: BuildPlan, checkpoint: Checkpoint) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    config = AutoConfig.from_pretrained(
+        checkpoint.folder, local_files_only=True, trust_remote_code=plan.trust_remote_code
+    )
+    if not getattr(config, "quantization_config", True):
+        # Empty, it means nothing, but transformers refuses it for the method that it lacks.
+        del config.quantization_config
     dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     model, report = AutoModelForCausalLM.from_pretrained(
         checkpoint.folder,
+        config=config,
         dtype=dtypes[plan.export_precision],
         use_safetensors=True,
         local_files_only=True,

@@ -33,9 +33,13 @@ def has_weight_files(folder: Path) -> bool:
     return WEIGHTS_INDEX_NAME in names or any(name.endswith(suffixes) for name in names)
 
 
-def read_outline(folder: Path) -> Checkpoint:
+def read_outline(
+    folder: Path, *, model_id: str | None = None, source: str | None = None
+) -> Checkpoint:
     """The checkpoint that `folder` describes, without its weights. Raises CheckpointError."""
-    outline = read_checkpoint(folder, weights=NO_WEIGHTS, has_counted_weights=True)
+    outline = read_checkpoint(
+        folder, model_id=model_id, source=source, weights=NO_WEIGHTS, has_counted_weights=True
+    )
     return replace(outline, weights=_count_weights(outline, _read_dtype(folder)))
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from deepinfer.adapter import Adapter, check_base
 from deepinfer.checkpoint import Checkpoint
@@ -29,12 +31,14 @@ from deepinfer.manifest import (
     Choice,
     EngineLimits,
     LoraLimits,
+    Origin,
     Parallelism,
     Record,
     Target,
 )
 from deepinfer.terminal import format_bytes
 
+NAME_DIGEST_CHARS = 8  # enough to tell the checkpoints of one folder apart
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # What is said about a plan, or happens to be free today, and decides nothing about the engine.
 UNDIGESTED = (
@@ -113,13 +117,16 @@ def make_plan(
     checkpoint: Checkpoint,
     wishes: BuildWishes,
     adapter: Adapter | None = None,
+    built: Mapping[str, Origin] = MappingProxyType({}),
 ) -> BuildPlan:
     """Decide everything about a build; `adapter` is to be merged into the checkpoint.
 
+    `built` are the engines that exist already: a name that was not asked for is never that of an
+    engine of another model.
     Raises PlanError for wishes that cannot be met together, CheckpointError for an adapter of
     another model. Whether this machine has room for the build is for `check_room`.
     """
-    plan = _make_plan(device, checkpoint, wishes, adapter)
+    plan = _make_plan(device, checkpoint, wishes, adapter, built)
     is_choice = device.kind == "gpu" and checkpoint.quantization is None
     if wishes.precision != "auto" or not is_choice:
         return plan
@@ -166,13 +173,17 @@ def list_precisions(device: TargetDevice, checkpoint: Checkpoint) -> list[str]:
 
 
 def _make_plan(
-    device: TargetDevice, checkpoint: Checkpoint, wishes: BuildWishes, adapter: Adapter | None
+    device: TargetDevice,
+    checkpoint: Checkpoint,
+    wishes: BuildWishes,
+    adapter: Adapter | None,
+    built: Mapping[str, Origin] = MappingProxyType({}),
 ) -> BuildPlan:
     if adapter is not None:
         check_base(adapter, checkpoint)
     decide = gpu_plan.decide if device.kind == "gpu" else cpu_plan.decide
     decided = decide(device, checkpoint, wishes)
-    name = _choose_name(device, checkpoint, decided, wishes, adapter)
+    name = _choose_name(device, checkpoint, decided, wishes, adapter, built)
     need = decided.build if adapter is None else _with_merged_copy(decided.build, checkpoint)
     target = Choice(name="target", value=f"{device.kind} ({device.name})", reason=device.reason)
     return BuildPlan(
@@ -222,6 +233,7 @@ def _choose_name(
     decided: Decisions,
     wishes: BuildWishes,
     adapter: Adapter | None,
+    built: Mapping[str, Origin],
 ) -> str:
     if wishes.name is not None:
         if not NAME_PATTERN.fullmatch(wishes.name):
@@ -230,9 +242,7 @@ def _choose_name(
                 hint="letters, digits, `.`, `_` and `-`, beginning with a letter or digit",
             )
         return wishes.name
-    model = _last_name(checkpoint.id).lstrip("._-") or "model"
-    if adapter is not None:
-        model += f"-{_last_name(adapter.id)}"
+    origin = Origin.of(checkpoint.id, checkpoint.source, adapter.source if adapter else None)
     where = device.kind if device.kind == "cpu" else device.capability.replace("_", "")
     cuts = {
         "tp": decided.parallelism.tensor_parallel_size,
@@ -240,7 +250,27 @@ def _choose_name(
     }
     suffix = "".join(f".{cut}{size}" for cut, size in cuts.items() if size > 1)
     suffix += f".lora{decided.lora.max_rank}" if decided.lora else ""
-    return f"{model}.{decided.precision}.{where}{suffix}"
+    names = [
+        f"{model}.{decided.precision}.{where}{suffix}"
+        for model in _list_model_names(checkpoint.id, origin, adapter)
+    ]
+    own = (name for name in names if built.get(name) == origin)
+    free = (name for name in names if name not in built)
+    return next(own, None) or next(free, names[-1])
+
+
+def _list_model_names(model_id: str, origin: Origin, adapter: Adapter | None) -> list[str]:
+    """What the model may be called in its engine's name, the best first; the last is unique."""
+    last = _last_name(model_id).lstrip("._-")
+    adapted = "" if adapter is None else f"-{_last_name(adapter.id)}"
+    digest = hashlib.sha256(str(origin).encode()).hexdigest()[:NAME_DIGEST_CHARS]
+    if not last:  # none of its letters is ASCII
+        return [f"model-{digest}{adapted}", f"model{adapted}"]  # the latter as once built
+    organisation = _last_name(model_id.rstrip("/").rpartition("/")[0]).strip("._-")
+    names = [last + adapted]
+    if organisation:
+        names.append(f"{organisation}-{last}{adapted}")
+    return [*names, f"{last}{adapted}-{digest}"]
 
 
 def _last_name(model_id: str) -> str:

@@ -22,7 +22,12 @@ from deepinfer.adapter import (
     Adapter,
     read_adapter,
 )
-from deepinfer.checkpoint import SMALL_FILE_NAMES, Checkpoint, read_checkpoint
+from deepinfer.checkpoint import (
+    NAMED_CHAT_TEMPLATES_DIR,
+    SMALL_FILE_NAMES,
+    Checkpoint,
+    read_checkpoint,
+)
 from deepinfer.compiler.outline import has_weight_files, read_outline
 from deepinfer.compiler.progress import Progress
 from deepinfer.compiler.staging import free_disk_bytes
@@ -33,7 +38,10 @@ from deepinfer.weights import Tensor, Weights, are_weights_complete, sum_up_weig
 SAMPLE_NAME = "sample"
 SAMPLE_DIR = Path(__file__).parent.parent / "sample"
 HUB_ID_PATTERN = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# How the hub's cache names a repository's folder; an id has at most one slash.
+HUB_CACHE_PATTERN = re.compile(r"models--([\w.-]+?)(?:--([\w.-]+))?")
 CODE_PATTERN = "*.py"
+SMALL_FILE_PATTERNS = (*SMALL_FILE_NAMES, f"{NAMED_CHAT_TEMPLATES_DIR}/*.jinja")
 
 
 def find_checkpoint(
@@ -49,9 +57,11 @@ def find_checkpoint(
     path = Path(model).expanduser()
     if path.is_dir():
         _refuse_revision(revision, "a folder")
-        if not needs_weights and not has_weight_files(path):
-            return read_outline(path)
-        return read_checkpoint(path)
+        folder, model_id = _open_hub_cache(path.resolve())
+        source = None if model_id is None else str(path.resolve())
+        if not needs_weights and not has_weight_files(folder):
+            return read_outline(folder, model_id=model_id, source=source)
+        return read_checkpoint(folder, model_id=model_id, source=source)
     if path.is_file():
         raise CheckpointError(
             f"`{model}` is a file", hint="give the folder with config.json and the safetensors"
@@ -62,6 +72,35 @@ def find_checkpoint(
             hint="`--model <hub id | folder | sample>`, such as `Qwen/Qwen2.5-0.5B-Instruct`",
         )
     return _find_on_hub(model, revision)
+
+
+def _open_hub_cache(path: Path) -> tuple[Path, str | None]:
+    """The snapshot in a folder of the hub's cache, and the model's id by the folder's name.
+
+    `path` is a repository's folder there, or one of its snapshots; any other is given back without
+    an id. Raises CheckpointError when a repository has no snapshot that is the current one.
+    """
+    repository = path if path.parent.name != "snapshots" else path.parent.parent
+    match = HUB_CACHE_PATTERN.fullmatch(repository.name)
+    if match is None:
+        return path, None
+    model_id = "/".join(part for part in match.groups() if part)
+    if repository != path:
+        return path, model_id
+    snapshots = repository / "snapshots"
+    ref = repository / "refs" / "main"
+    if ref.is_file():
+        snapshot = snapshots / ref.read_text(encoding="utf-8").strip()
+        if snapshot.parent == snapshots and snapshot.is_dir():
+            return snapshot, model_id
+    elif snapshots.is_dir() and len(found := [s for s in snapshots.iterdir() if s.is_dir()]) == 1:
+        return found[0], model_id
+    elif not snapshots.exists():
+        return path, None  # only its name is that of a cache
+    raise CheckpointError(
+        f"`{path}` is a folder of the hub's cache without a snapshot that `refs/main` names",
+        hint=f"give one of its folders in `snapshots`, or `--model {model_id}`",
+    )
 
 
 def find_adapter(source: str) -> Adapter:
@@ -98,7 +137,7 @@ def fetch_weights(
         return checkpoint
     hub = _import_hub()
     _check_disk(checkpoint, Path(hub.constants.HF_HUB_CACHE))
-    patterns = [*SMALL_FILE_NAMES, *checkpoint.weights.files]
+    patterns = [*SMALL_FILE_PATTERNS, *checkpoint.weights.files]
     if with_code:
         patterns.append(CODE_PATTERN)
     with (
@@ -136,7 +175,7 @@ def _find_on_hub(repo_id: str, revision: str | None) -> Checkpoint:
             hub.snapshot_download(
                 repo_id,
                 revision=revision,
-                allow_patterns=list(SMALL_FILE_NAMES),
+                allow_patterns=list(SMALL_FILE_PATTERNS),
                 tqdm_class=_make_progress_bar(Progress()),
             )
         )

@@ -87,6 +87,8 @@ def link_checkpoint(
                 changed = _with_pad_token(changed)
             if file.name == CONFIG_NAME:
                 changed = as_transformers_4_reads(changed)
+                if not changed.get("quantization_config", True):  # empty, it only misleads readers
+                    changed = {k: v for k, v in changed.items() if k != "quantization_config"}
         if changed != config:
             text = json.dumps(changed, ensure_ascii=False)
             (folder / file.name).write_text(text, encoding="utf-8")

@@ -1,12 +1,14 @@
 """Writes an engine's `tokenizer/`: what the API process needs to turn text into tokens and back.
 
-Every checkpoint ends up in the same shape: a `tokenizer.json`, and the chat template in a file of
+Every checkpoint ends up in the same shape: a `tokenizer.json`, and each chat template in a file of
 its own, wherever it was before.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,24 @@ from typing import Any
 from deepinfer.checkpoint import (
     CHAT_TEMPLATE_NAME,
     CONFIG_NAME,
+    DEFAULT_CHAT_TEMPLATE,
     GENERATION_CONFIG_NAME,
+    NAMED_CHAT_TEMPLATES_DIR,
     TOKENIZER_CONFIG_NAME,
     TOKENIZER_NAME,
     Checkpoint,
-    find_chat_template,
+    read_chat_templates,
 )
-from deepinfer.errors import BuildError
+from deepinfer.errors import BackendError, BuildError
 
+SENTENCEPIECE_NAMES = ("tokenizer.model", "spiece.model")
+# What transformers needs to convert such a file, by module, and the package to install for it.
+SENTENCEPIECE_MODULES = {
+    "sentencepiece": "sentencepiece>=0.2,<0.3",
+    "google.protobuf": "protobuf>=4,<8",
+}
+TIKTOKEN_MODULES = {"tiktoken": "tiktoken"}
+MAX_LINE_BYTES = 4096
 COPIED_NAMES = (GENERATION_CONFIG_NAME, "special_tokens_map.json")
 
 
@@ -36,9 +48,12 @@ def write_tokenizer(checkpoint: Checkpoint, folder: Path, trust_remote_code: boo
         shutil.copyfile(source / TOKENIZER_NAME, folder / TOKENIZER_NAME)
     else:
         _convert_slow_tokenizer(source, folder / TOKENIZER_NAME, trust_remote_code)
-    template = find_chat_template(source)
-    if template is not None:
-        (folder / CHAT_TEMPLATE_NAME).write_text(template, encoding="utf-8")
+    for name, template in read_chat_templates(source).items():
+        path = folder / CHAT_TEMPLATE_NAME
+        if name != DEFAULT_CHAT_TEMPLATE:
+            path = folder / NAMED_CHAT_TEMPLATES_DIR / f"{name}.jinja"
+            path.parent.mkdir(exist_ok=True)
+        path.write_text(template, encoding="utf-8")
     for name in (CONFIG_NAME, TOKENIZER_CONFIG_NAME):
         if (source / name).is_file():
             config = without_code(json.loads((source / name).read_text(encoding="utf-8")))
@@ -57,6 +72,35 @@ def without_code(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(named, dict) and "AutoTokenizer" in named and "tokenizer_class" in kept:
         kept["tokenizer_class"] = "PreTrainedTokenizerFast"
     return kept
+
+
+def check_converter(checkpoint: Checkpoint) -> None:
+    """Raise BackendError when what converts the tokenizer is missing, before anything is loaded."""
+    source = checkpoint.folder
+    if (source / TOKENIZER_NAME).is_file():
+        return
+    models = [source / name for name in SENTENCEPIECE_NAMES if (source / name).is_file()]
+    if not models:
+        return
+    with open(models[0], "rb") as file:
+        # tiktoken's files have a token in base64 and its rank on each line.
+        is_tiktoken = re.match(rb"[A-Za-z0-9+/=]+ \d+\s", file.readline(MAX_LINE_BYTES)) is not None
+    needed = TIKTOKEN_MODULES if is_tiktoken else SENTENCEPIECE_MODULES
+    missing = [package for name, package in needed.items() if not _is_installed(name)]
+    if missing:
+        packages = " ".join(f"'{package}'" for package in missing)
+        raise BackendError(
+            f"`{checkpoint.source}` has its tokenizer in {models[0].name} alone, which cannot be "
+            f"converted to a {TOKENIZER_NAME} without packages that are not installed",
+            hint=f"pip install {packages}",
+        )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it would be in
+        return False
 
 
 def _convert_slow_tokenizer(source: Path, path: Path, trust_remote_code: bool) -> None:

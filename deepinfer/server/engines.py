@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
+from typing import Any
 
 from deepinfer.engine import FAILED
 from deepinfer.errors import ModelNotFound
@@ -34,6 +35,8 @@ class ServedEngine:
     request_timeout_s: float | None = None
     default_max_tokens: int | None = None  # of requests that set no limit; 0: what fits
     named_tool_format: str | None = None  # by the operator; None: the chat template shows it
+    # Of sampling, where a client does not say it and the route's own are not promised.
+    sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
     adapter: LoraAdapter | None = None  # that every request of this name is answered with
     meter: GenerationMeter = field(default_factory=GenerationMeter, compare=False)
 

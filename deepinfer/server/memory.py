@@ -54,7 +54,7 @@ class Demand:
     weight_bytes: int
     overhead_bytes: int
     sequence_bytes: int  # KV cache of one sequence of the longest length
-    full_bytes: int  # KV cache of full batches of those
+    full_bytes: int  # KV cache of full batches, as full as they are taken to be
 
     @property
     def fixed_bytes(self) -> int:
@@ -196,15 +196,15 @@ def describe_demand(
         weight_bytes += _payload_bytes(guesses.draft)
     is_gpu = manifest.target.kind == "gpu"
     packed_bytes = CPU_PROCESS_BYTES + int(weight_bytes * CPU_PACKED_COPIES)
-    sequence_bytes = _sequence_bytes(manifest, guesses) // num_devices
+    sequence_bytes, full_bytes = _cache_bytes_of(manifest, guesses)
     lora_bytes = manifest.lora.cache_bytes // num_devices if manifest.lora else 0
     return Demand(
         name=manifest.name,
         devices=_gpu_devices(manifest, gpus) if is_gpu else (CPU,),
         weight_bytes=weight_bytes,
         overhead_bytes=(GPU_PROCESS_BYTES if is_gpu else packed_bytes) + lora_bytes,
-        sequence_bytes=sequence_bytes,
-        full_bytes=sequence_bytes * manifest.limits.max_batch_size,
+        sequence_bytes=sequence_bytes // num_devices,
+        full_bytes=full_bytes // num_devices,
     )
 
 
@@ -219,13 +219,15 @@ def _payload_bytes(manifest: EngineManifest) -> int:
     return sum(file.size_bytes for path, file in manifest.files.items() if path.startswith(prefix))
 
 
-def _sequence_bytes(manifest: EngineManifest, guesses: Guesses) -> int:
+def _cache_bytes_of(manifest: EngineManifest, guesses: Guesses) -> tuple[int, int]:
+    """KV cache of one sequence of the longest length and of full batches, over all devices."""
     block_len = int(manifest.backend.settings.get("tokens_per_block", CPU_TOKENS_PER_BLOCK))
-    num_blocks = -(-(manifest.limits.max_seq_len + guesses.num_tokens) // block_len)
+    num_longest, num_full = manifest.count_cache_blocks(block_len, guesses.num_tokens)
     kv_bytes_per_token = manifest.kv_bytes_per_token
     if guesses.draft is not None:
         kv_bytes_per_token += guesses.draft.kv_bytes_per_token
-    return num_blocks * block_len * kv_bytes_per_token
+    block_bytes = block_len * kv_bytes_per_token
+    return num_longest * block_bytes, num_full * block_bytes
 
 
 def describe_pools(machine: Machine, options: EngineOptions) -> list[Pool]:

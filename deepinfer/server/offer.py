@@ -21,8 +21,10 @@ from deepinfer.server.adapters import PlacedAdapter, place_adapters
 from deepinfer.server.engines import EngineCatalog, ServedEngine, with_adapter
 from deepinfer.server.memory import place_engines
 from deepinfer.server.names import EngineNames, name_engines
+from deepinfer.server.sampling_defaults import read_sampling_defaults
 from deepinfer.server.state import ServerState
 from deepinfer.text.chat_template import ChatTemplate
+from deepinfer.text.folder import TokenizerFolder
 from deepinfer.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -91,6 +93,8 @@ def make_state(
 
 def _open(config: ServeConfig, offered: OfferedEngine, client: EngineClient) -> ServedEngine:
     tool_format = config.engine.tool_format
+    files = TokenizerFolder(offered.engine.tokenizer_dir)
+    reads_sampling = config.engine.generation_config == "auto"
     return ServedEngine(
         client,
         Tokenizer.load(offered.engine.tokenizer_dir),
@@ -100,6 +104,9 @@ def _open(config: ServeConfig, offered: OfferedEngine, client: EngineClient) -> 
         request_timeout_s=config.server.request_timeout_s,
         default_max_tokens=config.server.default_max_tokens,
         named_tool_format=None if tool_format == "auto" else tool_format,
+        sampling_defaults=(
+            read_sampling_defaults(files.generation_config) if reads_sampling else {}
+        ),
     )
 
 

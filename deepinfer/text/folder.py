@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from deepinfer.errors import EngineError
+from deepinfer.checkpoint import read_chat_templates
+from deepinfer.errors import CheckpointError, EngineError
 
 TOKENIZER_NAME = "tokenizer.json"
 REBUILD_HINT = "rebuild the engine with `deepinfer build --force`"
@@ -70,35 +71,11 @@ class TokenizerFolder:
 
     @property
     def chat_templates(self) -> dict[str, str]:
-        """Jinja sources by name, of which "default" is the usual one; empty when there is none.
-
-        A file of its own wins over the configuration, as in transformers.
-        """
-        if templates := self._template_files():
-            return templates
-        sources = (self.config, self._read_object("chat_template.json"))
-        for value in (source.get("chat_template") for source in sources):
-            if isinstance(value, str):
-                return {"default": value}
-            if isinstance(value, list):
-                return self._named_templates(value)
-        return {}
-
-    def _template_files(self) -> dict[str, str]:
-        paths = {path.stem: path for path in self.path.glob("additional_chat_templates/*.jinja")}
-        if (default := self.path / "chat_template.jinja").exists():
-            paths["default"] = default
-        return {name: self._read_text(path) for name, path in sorted(paths.items())}
-
-    def _named_templates(self, entries: list[Any]) -> dict[str, str]:
+        """Jinja sources by name, of which "default" is the usual one; empty when there is none."""
         try:
-            return {str(entry["name"]): str(entry["template"]) for entry in entries}
-        except (KeyError, TypeError) as error:
-            raise EngineError(
-                f"`{self.path}` has a list of chat templates with an entry that lacks its name or"
-                " its template",
-                hint=REBUILD_HINT,
-            ) from error
+            return read_chat_templates(self.path)
+        except CheckpointError as error:
+            raise EngineError(error.message, hint=REBUILD_HINT) from error
 
     def _read_object(self, name: str) -> dict[str, Any]:
         """One JSON file, or an empty object when the folder does not have it."""

@@ -10,20 +10,24 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from deepinfer.__main__ import main
 from deepinfer.checkpoint import read_checkpoint
-from deepinfer.compiler import footprint, openvino
+from deepinfer.compiler import build as build_module
+from deepinfer.compiler import footprint, openvino, tokenizer_files
 from deepinfer.compiler.build import BuildResult
 from deepinfer.compiler.plan import make_plan
+from deepinfer.compiler.progress import Progress
 from deepinfer.compiler.report import result_lines
 from deepinfer.compiler.wishes import BuildWishes
 from deepinfer.errors import BuildError
 from deepinfer.manifest import EngineFolder, find_damage, read_engine
-from tests.checkpoints import make_checkpoint
+from tests.checkpoints import TEXT, make_checkpoint
 from tests.compiler.compiling import build
 from tests.compiler.planning import LAPTOP, QWEN
 
@@ -58,6 +62,87 @@ def engines(built: Path, tmp_path: Path) -> Iterator[Path]:
     assert [path.name for path in output.iterdir()] == ["llama.int8.cpu"]
     engine = read_engine(output / "llama.int8.cpu")
     assert list(find_damage(engine, with_digests=True)) == []
+
+
+def test_second_model_of_the_same_name_is_built_beside_the_first(
+    llama: Path, built: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "engines"
+    shutil.copytree(built, output)
+    other = tmp_path / "other" / "llama"
+    shutil.copytree(llama, other)
+    before = read_engine(output / "llama.int8.cpu").manifest
+    assert build(other, output, "--precision", "int8") == 0
+    names = sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
+    assert len(names) == 2
+    assert {read_engine(output / name).manifest.model.source for name in names} == {
+        str(llama),
+        str(other),
+    }
+    assert read_engine(output / "llama.int8.cpu").manifest == before
+    assert build(other, output, "--precision", "int8") == 0  # which finds its own
+    assert len(names) == len([path for path in output.iterdir() if path.name in names])
+
+
+def test_engine_that_another_model_has_taken_meanwhile_is_not_replaced(
+    llama: Path, built: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "engines"
+    shutil.copytree(built, output)
+    other = replace(read_checkpoint(llama), source="/elsewhere/llama")
+    plan = make_plan(LAPTOP, other, BuildWishes(model=str(llama), precision="int8"))
+    with pytest.raises(BuildError, match="/elsewhere/llama") as refused:
+        build_module.build_engine(plan, other, output, Progress(), is_name_asked=False)
+    assert str(llama) in refused.value.message and "--name" in (refused.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("content", "package"),
+    [(b"\n\x0e\n\x05<unk>", "sentencepiece"), (b"IQ== 0\nIg== 1\n", "tiktoken")],
+    ids=["sentencepiece", "tiktoken"],
+)
+def test_package_that_a_tokenizer_needs_is_asked_for_before_anything_loads(
+    llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Output,
+    content: bytes,
+    package: str,
+) -> None:
+    checkpoint = tmp_path / "llama"
+    shutil.copytree(llama, checkpoint)
+    (checkpoint / "tokenizer.json").unlink()
+    (checkpoint / "tokenizer.model").write_bytes(content)
+    monkeypatch.setattr(tokenizer_files, "_is_installed", lambda name: False)
+    monkeypatch.setattr(openvino, "_load", lambda *_: pytest.fail("the weights were loaded"))
+    assert build(checkpoint, tmp_path / "engines", "--precision", "int8") != 0
+    shown = capsys.readouterr().err
+    assert "tokenizer.model" in shown and "pip install" in shown and package in shown
+
+
+def test_tokenizer_model_of_sentencepiece_is_converted(tmp_path: Path) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    (tmp_path / "text").write_text("\n".join(TEXT * 20), encoding="utf-8")
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    (checkpoint / "tokenizer.json").unlink()
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"),
+        model_prefix=str(checkpoint / "tokenizer"),
+        vocab_size=150,
+        model_type="bpe",
+        character_coverage=1.0,
+        minloglevel=2,
+    )
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    config = {"tokenizer_class": "LlamaTokenizer", **named}
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    read = read_checkpoint(checkpoint)
+    tokenizer_files.check_converter(read)
+    tokenizer_files.write_tokenizer(read, tmp_path / "tokenizer", trust_remote_code=False)
+    model = sentencepiece.SentencePieceProcessor(model_file=str(checkpoint / "tokenizer.model"))
+    converted = Tokenizer.from_file(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    for text in TEXT:
+        assert converted.encode(text, add_special_tokens=False).ids == model.encode(text)
 
 
 def created_at(engine: EngineFolder) -> float:

@@ -24,14 +24,17 @@ def test_weights_of_half_a_billion_parameters(precision: str, measured_bytes: in
     ("precision", "measured_bytes"), [("int8", 7296), ("bf16", 12_288), ("fp32", 24_576)]
 )
 def test_kv_cache_of_half_a_billion_parameters(precision: str, measured_bytes: int) -> None:
-    assert footprint.kv_bytes_per_token(QWEN.dims, precision) == measured_bytes
+    found = footprint.kv_bytes_per_token(QWEN.dims, precision, has_scales_by_channel=True)
+    assert found == measured_bytes
 
 
 def test_wider_heads_pay_less_for_scales() -> None:
     # Shapes that the CPU plugin reports for head_dim 16: [40, 16] keys and [32, 24] values a block.
     dims = replace(QWEN.dims, num_layers=1, num_kv_heads=1, head_dim=16)
-    assert footprint.kv_bytes_per_token(dims, "int8") == (40 * 16 + 32 * 24) // 32
-    assert footprint.kv_bytes_per_token(LLAMA.dims, "int8") == 32 * 8 * (160 + 136)
+    by_channel = footprint.kv_bytes_per_token(dims, "int8", has_scales_by_channel=True)
+    assert by_channel == (40 * 16 + 32 * 24) // 32
+    assert footprint.kv_bytes_per_token(dims, "int8") == 24 + 24
+    assert footprint.kv_bytes_per_token(LLAMA.dims, "int8") == 32 * 8 * (136 + 136)
 
 
 def test_weights_that_keep_their_type_need_less_memory_to_build() -> None:

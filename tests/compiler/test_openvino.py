@@ -20,6 +20,7 @@ from deepinfer.engine import EngineOptions
 from deepinfer.generation import GenerationRequest, SamplingParams
 from deepinfer.manifest import EngineFolder, find_damage
 from deepinfer.serving_limits import with_max_seq_len
+from deepinfer.text.chat_template import ChatTemplate
 from tests.checkpoints import ARCHITECTURES, CHAT_TEMPLATE, TEXT, VOCAB_SIZE, make_checkpoint
 from tests.compiler.compiling import build, build_engine, read_constants, read_json
 
@@ -387,6 +388,31 @@ def test_chat_template_ends_up_in_one_place(tmp_path: Path, place: str) -> None:
     template = (engine.tokenizer_dir / "chat_template.jinja").read_text(encoding="utf-8")
     assert template == CHAT_TEMPLATE
     assert "chat_template" not in read_json(engine.tokenizer_dir / "tokenizer_config.json")
+
+
+@pytest.mark.parametrize("place", ["tokenizer_config.json:named", "additional_chat_templates"])
+def test_template_for_tools_is_kept_and_used_with_tools(tmp_path: Path, place: str) -> None:
+    is_file = place == "additional_chat_templates"
+    checkpoint = make_checkpoint(
+        tmp_path / "checkpoint", chat_template_place="chat_template.jinja" if is_file else place
+    )
+    if is_file:
+        (checkpoint / place).mkdir()
+        (checkpoint / place / "tool_use.jinja").write_text("tools: " + CHAT_TEMPLATE)
+    engine = build_engine(checkpoint, tmp_path, "fp32")
+    template = ChatTemplate.load(engine.tokenizer_dir)
+    messages = [{"role": "user", "content": "hello"}]
+    without_tools = template.render(messages)
+    with_tools = template.render(messages, arguments={"tools": [{"type": "function"}]})
+    assert with_tools == "tools: " + without_tools
+    assert not list(find_damage(engine, with_digests=True))
+
+
+def test_checkpoint_with_an_empty_quantization_config_is_compiled(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    config = {**read_json(checkpoint / "config.json"), "quantization_config": {}}
+    (checkpoint / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert build_engine(checkpoint, tmp_path, "fp32").manifest.precision == "fp32"
 
 
 def test_older_tokenizer_files_become_tokenizer_json(tmp_path: Path) -> None:

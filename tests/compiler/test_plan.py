@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -9,16 +10,18 @@ import pytest
 
 from deepinfer.checkpoint import Checkpoint, Rope
 from deepinfer.compiler import cpu
-from deepinfer.compiler.plan import BuildPlan, check_room
+from deepinfer.compiler.plan import BuildPlan, check_room, make_plan
 from deepinfer.compiler.target import TargetDevice
-from deepinfer.compiler.wishes import AS_ASKED
+from deepinfer.compiler.wishes import AS_ASKED, BuildWishes
 from deepinfer.errors import PlanError
+from deepinfer.manifest import Origin
 from tests.compiler.planning import (
     BF16_SERVER,
     GIB,
     LAPTOP,
     LLAMA,
     QWEN,
+    make_weights,
     plan,
     reason,
     with_dims,
@@ -38,6 +41,7 @@ PLANS: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], dict[str, Any]]
                 "kv_cache_precision": "f32",
                 "dynamic_quantization_group_size": 0,
                 "enable_cpu_pinning": False,
+                "cached_tokens_per_sequence": 4096,
             },
         },
     ),
@@ -52,12 +56,13 @@ PLANS: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], dict[str, Any]]
         QWEN,
         {"precision": "bf16"},
         {
-            "kv_cache_precision": "int8",
+            "kv_cache_precision": "fp16",
             "settings": {
                 "inference_precision": "bf16",
-                "kv_cache_precision": "u8",
+                "kv_cache_precision": "f16",
                 "dynamic_quantization_group_size": 0,
                 "enable_cpu_pinning": False,
+                "cached_tokens_per_sequence": 4096,
             },
         },
     ),
@@ -68,9 +73,10 @@ PLANS: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], dict[str, Any]]
         {
             "settings": {
                 "inference_precision": "f32",
-                "kv_cache_precision": "u8",
+                "kv_cache_precision": "f16",
                 "dynamic_quantization_group_size": 0,
                 "enable_cpu_pinning": False,
+                "cached_tokens_per_sequence": 4096,
             }
         },
     ),
@@ -82,9 +88,10 @@ PLANS: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], dict[str, Any]]
             "export_precision": "fp16",
             "settings": {
                 "inference_precision": "f32",
-                "kv_cache_precision": "u8",
+                "kv_cache_precision": "f16",
                 "dynamic_quantization_group_size": 0,
                 "enable_cpu_pinning": False,
+                "cached_tokens_per_sequence": 4096,
             },
         },
     ),
@@ -97,9 +104,10 @@ PLANS: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], dict[str, Any]]
             "group_size": None,
             "settings": {
                 "inference_precision": "bf16",
-                "kv_cache_precision": "u8",
+                "kv_cache_precision": "f16",
                 "dynamic_quantization_group_size": 128,
                 "enable_cpu_pinning": False,
+                "cached_tokens_per_sequence": 4096,
             },
         },
     ),
@@ -113,6 +121,7 @@ PLANS: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], dict[str, Any]]
                 "kv_cache_precision": "f32",
                 "dynamic_quantization_group_size": 128,
                 "enable_cpu_pinning": False,
+                "cached_tokens_per_sequence": 4096,
             },
         },
     ),
@@ -125,9 +134,10 @@ PLANS: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], dict[str, Any]]
             "group_size": 64,
             "settings": {
                 "inference_precision": "f32",
-                "kv_cache_precision": "u8",
+                "kv_cache_precision": "f16",
                 "dynamic_quantization_group_size": 64,
                 "enable_cpu_pinning": False,
+                "cached_tokens_per_sequence": 4096,
             },
         },
     ),
@@ -177,15 +187,74 @@ def test_plan(name: str) -> None:
     assert {key: getattr(made, key) for key in expected} == expected
 
 
+def origin(checkpoint: Checkpoint) -> Origin:
+    return Origin.of(checkpoint.id, checkpoint.source, None)
+
+
+ALICE = replace(QWEN, id="alice/chat", source="alice/chat")
+BOB = replace(QWEN, id="bob/chat", source="bob/chat")
+FOLDERS = [replace(QWEN, id="chat", source=f"/models/{name}/chat") for name in ("alice", "bob")]
+
+
+def name_of(checkpoint: Checkpoint, built: dict[str, Origin]) -> str:
+    wishes = BuildWishes(model=checkpoint.source, precision="int8")
+    return make_plan(LAPTOP, checkpoint, wishes, built=built).name
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "other_name"),
+    [
+        (ALICE, BOB, r"bob-chat\.int8\.cpu"),
+        (*FOLDERS, r"chat-[0-9a-f]{8}\.int8\.cpu"),
+        (ALICE, FOLDERS[1], r"chat-[0-9a-f]{8}\.int8\.cpu"),
+    ],
+    ids=["organisations", "folders", "folder-after-hub"],
+)
+def test_models_with_the_same_last_name_get_engines_of_their_own(
+    first: Checkpoint, second: Checkpoint, other_name: str
+) -> None:
+    assert name_of(first, {}) == "chat.int8.cpu"
+    built = {"chat.int8.cpu": origin(first)}
+    name = name_of(second, built)
+    assert re.fullmatch(other_name, name)
+    # Each finds its own again, with the other there and without it.
+    built[name] = origin(second)
+    assert (name_of(first, built), name_of(second, built)) == ("chat.int8.cpu", name)
+    del built["chat.int8.cpu"]
+    assert name_of(second, built) == name
+    # Another revision is the same model.
+    assert name_of(replace(second, revision="1" * 40), built) == name
+
+
+def test_organisations_may_be_of_the_same_name_too() -> None:
+    third = replace(QWEN, id="bob-chat", source="bob-chat")
+    built = {"chat.int8.cpu": origin(ALICE), "bob-chat.int8.cpu": origin(third)}
+    assert re.fullmatch(r"chat-[0-9a-f]{8}\.int8\.cpu", name_of(BOB, built))
+
+
+def test_names_without_ascii_letters_differ() -> None:
+    models = [replace(QWEN, id=name, source=f"/{name}") for name in ("模型", "Модель", "...")]
+    names = [name_of(model, {}) for model in models]
+    assert len(set(names)) == 3
+    assert all(re.fullmatch(r"model-[0-9a-f]{8}\.int8\.cpu", name) for name in names)
+    # An engine that exists keeps the name that it was built under.
+    assert name_of(models[0], {"model.int8.cpu": origin(models[0])}) == "model.int8.cpu"
+
+
+def test_name_as_asked_stays_whatever_is_there() -> None:
+    wishes = BuildWishes(model="bob/chat", name="mine")
+    assert make_plan(LAPTOP, BOB, wishes, built={"mine": origin(ALICE)}).name == "mine"
+
+
 LIMITS: dict[str, tuple[Checkpoint, dict[str, int], tuple[int, int, int, int]]] = {
     # max_seq_len, max_input_len, max_batch_size, max_num_tokens
-    "defaults": (QWEN, {}, (4096, 4095, 64, 256)),
+    "defaults": (QWEN, {}, (32_768, 32_767, 64, 256)),
     "short-model": (with_dims(QWEN, max_position_embeddings=1024), {}, (1024, 1023, 64, 256)),
     "all-positions": (QWEN, {"max_seq_len": 32_768}, (32_768, 32_767, 32, 256)),
     "long-input-makes-long-sequences": (
         QWEN,
         {"max_input_len": 10_000},
-        (11_024, 10_000, 64, 256),
+        (32_768, 10_000, 64, 256),
     ),
     "long-input-up-to-the-positions": (
         QWEN,
@@ -194,8 +263,8 @@ LIMITS: dict[str, tuple[Checkpoint, dict[str, int], tuple[int, int, int, int]]] 
     ),
     "one-at-a-time": (QWEN, {"max_batch_size": 1, "max_seq_len": 64}, (64, 63, 1, 64)),
     "large-batch": (QWEN, {"max_batch_size": 300, "max_seq_len": 512}, (512, 511, 300, 300)),
-    "short-steps": (QWEN, {"max_num_tokens": 64}, (4096, 4095, 64, 64)),
-    "long-steps": (QWEN, {"max_num_tokens": 2048}, (4096, 4095, 64, 2048)),
+    "short-steps": (QWEN, {"max_num_tokens": 64}, (32_768, 32_767, 64, 64)),
+    "long-steps": (QWEN, {"max_num_tokens": 2048}, (32_768, 32_767, 64, 2048)),
 }
 
 
@@ -428,9 +497,47 @@ def test_auto_passes_over_int4_where_no_group_size_divides(monkeypatch: pytest.M
 
 def test_small_cache_is_not_chosen_when_it_costs_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "KV_PERPLEXITY_COST", {"int8": 0.02, "fp16": 0.0, "fp32": 0.0})
-    made = plan(LAPTOP, QWEN, precision="int8")
+    made = plan(LAPTOP, LLAMA, precision="int8")
     assert made.kv_cache_precision == "fp16"
     assert made.settings["kv_cache_precision"] == "f16"
+
+
+def test_keys_of_an_8_bit_cache_are_scaled_by_token_unless_they_have_biases() -> None:
+    unbiased = plan(LAPTOP, LLAMA, precision="int8")
+    assert unbiased.settings["kv_cache_precision"] == "u8"
+    assert unbiased.settings["key_cache_quant_mode"] == "BY_TOKEN"
+    assert plan(LAPTOP, QWEN, precision="int8").settings["kv_cache_precision"] == "f16"
+    as_asked = plan(LAPTOP, QWEN, precision="int8", kv_cache_precision="int8")
+    assert as_asked.settings["key_cache_quant_mode"] == "BY_CHANNEL"
+    assert any("without the prefix cache" in warning for warning in as_asked.warnings)
+
+
+# First messages of agents in tokens, the longest being Claude Code's.
+LONGEST_FIRST_MESSAGE = 20_419
+
+
+def test_model_of_32k_positions_has_them_all_on_a_machine_of_24_gib() -> None:
+    # Llama 3 with 3.2B parameters, and the whole of its memory free.
+    llama = replace(LLAMA, weights=make_weights(3_212_749_824, 394_002_432), is_tied=True)
+    dims = {"hidden_size": 3072, "num_layers": 28, "num_attention_heads": 24}
+    llama = with_dims(llama, **dims, max_position_embeddings=32_768)
+    made = plan(replace(LAPTOP, memory_bytes=24 * GIB), llama)
+    assert made.limits.max_seq_len == 32_768 > LONGEST_FIRST_MESSAGE
+    assert made.memory.num_full_sequences >= 4
+    short = plan(replace(LAPTOP, memory_bytes=24 * GIB), llama, max_seq_len=4096)
+    assert made.limits.max_batch_size == short.limits.max_batch_size
+    # As many sequences share a cache that is no larger than before, but for four long ones.
+    four = 4 * 32_768 * made.kv_bytes_per_token
+    assert made.memory.kv_cache_bytes == max(four, short.memory.kv_cache_bytes)
+    assert made.memory.total_bytes <= made.memory.usable_bytes
+
+
+def test_length_that_leaves_no_room_for_four_sequences_is_not_chosen() -> None:
+    made = plan(replace(LAPTOP, memory_bytes=14 * GIB), LLAMA, precision="int4")
+    longer = plan(replace(LAPTOP, memory_bytes=24 * GIB), LLAMA, precision="int4")
+    assert 4096 <= made.limits.max_seq_len < longer.limits.max_seq_len < 131_072
+    assert min(made.memory.num_full_sequences, longer.memory.num_full_sequences) >= 4
+    assert made.digest == longer.digest  # free memory is no part of a plan
 
 
 def test_every_choice_has_a_reason_and_wishes_are_told_apart() -> None:
@@ -461,7 +568,7 @@ def test_same_wishes_are_the_same_plan_whatever_is_free_today() -> None:
     ("device", "checkpoint", "wishes"),
     [
         (LAPTOP, QWEN, {"precision": "int4"}),
-        (LAPTOP, QWEN, {"kv_cache_precision": "fp16"}),
+        (LAPTOP, QWEN, {"kv_cache_precision": "int8"}),
         (LAPTOP, QWEN, {"max_seq_len": 1024}),
         (LAPTOP, QWEN, {"max_batch_size": 64}),
         (LAPTOP, QWEN, {"max_num_tokens": 512}),

@@ -64,6 +64,57 @@ def test_folder_is_read(llama: Path) -> None:
     assert checkpoint.has_weights
 
 
+@pytest.fixture
+def cached(llama: Path, tmp_path: Path) -> Path:
+    """A repository in the hub's cache, with a snapshot that is current and one that is not."""
+    repository = tmp_path / "models--somebody--tiny-llama"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("a" * 40)
+    (repository / "snapshots").mkdir()
+    (repository / "snapshots" / ("a" * 40)).symlink_to(llama)
+    (repository / "snapshots" / ("b" * 40)).mkdir()
+    return repository
+
+
+def test_folder_of_the_hub_cache_is_read_at_its_current_snapshot(cached: Path) -> None:
+    checkpoint = find_checkpoint(str(cached))
+    assert checkpoint.id == "somebody/tiny-llama"
+    assert checkpoint.source == str(cached)
+    assert checkpoint.folder == cached / "snapshots" / ("a" * 40)
+    assert checkpoint.has_weights
+
+
+def test_snapshot_of_the_hub_cache_has_the_id_of_its_repository(cached: Path, llama: Path) -> None:
+    snapshot = cached / "snapshots" / ("b" * 40)
+    for path in llama.iterdir():
+        (snapshot / path.name).symlink_to(path)
+    checkpoint = find_checkpoint(str(snapshot))
+    assert (checkpoint.id, checkpoint.folder) == ("somebody/tiny-llama", snapshot)
+
+
+def test_id_without_an_organisation_is_read_from_the_hub_cache(cached: Path) -> None:
+    moved = cached.rename(cached.parent / "models--gpt2")
+    assert find_checkpoint(str(moved)).id == "gpt2"
+
+
+def test_only_snapshot_of_the_hub_cache_needs_no_ref(cached: Path) -> None:
+    (cached / "refs" / "main").unlink()
+    (cached / "snapshots" / ("b" * 40)).rmdir()
+    assert find_checkpoint(str(cached)).id == "somebody/tiny-llama"
+
+
+@pytest.mark.parametrize("ref", [None, "c" * 40, "../../elsewhere"])
+def test_folder_of_the_hub_cache_without_a_current_snapshot_is_refused(
+    cached: Path, ref: str | None
+) -> None:
+    (cached / "refs" / "main").unlink()
+    if ref is not None:
+        (cached / "refs" / "main").write_text(ref)
+    with pytest.raises(CheckpointError, match="refs/main") as refused:
+        find_checkpoint(str(cached))
+    assert "--model somebody/tiny-llama" in (refused.value.hint or "")
+
+
 def test_sample_is_read_from_the_package(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "SAMPLE_DIR", llama)
     assert find_checkpoint("sample").id == "sample"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,15 @@ def test_pad_token_is_added_where_calibration_needs_one(
     assert config["pad_token"] == config["eos_token"] != EOS
     original = json.loads((checkpoint.folder / "tokenizer_config.json").read_text())
     assert original["pad_token"] is None, "the checkpoint itself is left as it is"
+
+
+def test_empty_quantization_config_is_left_out(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    given.mkdir()
+    config = json.loads((checkpoint.folder / "config.json").read_text())
+    (given / "config.json").write_text(json.dumps({**config, "quantization_config": {}}))
+    folder = linked(replace(checkpoint, folder=given), tmp_path / "source")
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
 
 
 def test_damaged_configuration_is_for_its_reader_to_refuse(

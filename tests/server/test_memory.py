@@ -176,6 +176,20 @@ def test_cache_is_counted_for_sequences_as_they_are_served(tmp_path: Path) -> No
     assert (found.sequence_bytes, found.full_bytes) == (128, 128 * 8)  # in blocks of 32 tokens
 
 
+def test_cache_of_long_sequences_is_shared_but_holds_four(tmp_path: Path) -> None:
+    settings: dict[str, str | int | bool] = {"cached_tokens_per_sequence": 4096}
+    engine = make_simulated_engine(
+        tmp_path, max_seq_len=32_768, max_batch_size=64, settings=settings
+    )
+    found = describe_demand(engine.manifest, [])
+    assert (found.sequence_bytes, found.full_bytes) == (32_768, 64 * 4096)  # a byte for each token
+    few = engine.manifest.limits.model_copy(update={"max_batch_size": 8})
+    found = describe_demand(engine.manifest.model_copy(update={"limits": few}), [])
+    assert found.full_bytes == 4 * 32_768
+    found = describe_demand(with_max_seq_len(engine, 1024).manifest, [])
+    assert (found.sequence_bytes, found.full_bytes) == (1024, 64 * 1024)
+
+
 def test_guesses_take_cache_beside_each_sequence(tmp_path: Path) -> None:
     manifest = make_simulated_engine(tmp_path, max_seq_len=512, max_batch_size=8).manifest
     found = [describe_demand(manifest, [], Guesses(count)) for count in (0, 5)]

@@ -32,6 +32,7 @@ from deepinfer.server.messages_api.writer import BlockEvent, BlockWriter
 from deepinfer.server.param_names import renaming_params
 from deepinfer.server.prepare import Choice, prepare_chat
 from deepinfer.server.record import RequestRecord
+from deepinfer.server.sampling_defaults import with_sampling_defaults
 
 logger = logging.getLogger(__name__)
 
@@ -105,10 +106,12 @@ async def prepare_message(
     if body.unserved_tools:
         names = ", ".join(sorted({ascii(tool.type) for tool in body.unserved_tools}))
         logger.info("left out tools that the client does not run itself: %s", names)
+    body = with_sampling_defaults(body, engine.sampling_defaults)
     id_ = new_message_id()
     with renaming_params(PARAM_NAMES):
         cleared = await clear_prompt(engine, body)
-        chat = as_chat(cleared.body)
+        # The chat has fields that this route's bodies do not have.
+        chat = with_sampling_defaults(as_chat(cleared.body), engine.sampling_defaults)
         plan = await prepare_chat(engine, chat, id_, cuts_max_tokens=True)
     [reader] = make_readers(engine, chat, plan) or [ChatReader()]
     return MessageRun(

@@ -34,6 +34,7 @@ from deepinfer.server.responses_api.compaction import write_summary
 from deepinfer.server.responses_api.draft import Draft
 from deepinfer.server.responses_api.events import Event, EventNumbering
 from deepinfer.server.responses_api.items import CompactionItem, Item, MessageItem, new_id
+from deepinfer.server.sampling_defaults import with_sampling_defaults
 from deepinfer.server.sse import DONE
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,7 @@ async def prepare_response(
     if body.unserved_tools:
         names = ", ".join(sorted({ascii(tool.type) for tool in body.unserved_tools}))
         logger.info("left out tools that the client does not run itself: %s", names)
+    body = with_sampling_defaults(body, engine.sampling_defaults)
     id_ = new_id("resp")
     with renaming_params(PARAM_NAMES):
         chat = body.as_chat(
