@@ -46,7 +46,8 @@ def test_defaults_are_those_of_the_reference(body: Any) -> None:
 
 
 def test_null_means_the_default() -> None:
-    names = [name for name, field in CompletionBody.model_fields.items() if not field.is_required()]
+    fields = CompletionBody.model_fields.items()
+    names = [field.alias or name for name, field in fields if not field.is_required()]
     nulls = parse(CompletionBody, prompt="x", **dict.fromkeys(names))
     assert nulls.model_dump() == parse(CompletionBody, prompt="x").model_dump()
 
