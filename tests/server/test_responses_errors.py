@@ -48,7 +48,7 @@ def allowed(mode: str, *tools: Any) -> dict[str, Any]:
 
 
 NOT_FOUND = (404, "not_found")
-ENCRYPTED = INVALID, "input[0].encrypted_content"
+ENCRYPTED = UNSUPPORTED, "input[0].encrypted_content"
 WEB_SEARCH = {"type": "web_search"}
 NAMESPACE = {"type": "namespace", "name": "n", "description": "d"}
 LARK = {"type": "grammar", "syntax": "lark", "definition": "start: /a/"}

@@ -36,7 +36,7 @@ UNSPEAKABLE_CODES = {"context_length_exceeded", "unsupported_parameter"}
 UNSPEAKABLE_RULES = re.compile(
     "must not be combined with|must be at least `n`|needs `"
     "|more than the .* tokens that may be generated|must equal `max_tokens`|holds the token id"
-    "|chat template|must be JSON|must be followed by"
+    "|chat template|must be JSON|must be followed by|and the earlier conversation have"
 )
 # A grammar is read by whoever compiles it.
 GRAMMARS = re.compile(r"response_format|structured_outputs|guided_|text\.format|output_|tool")

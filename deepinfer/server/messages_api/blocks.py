@@ -209,7 +209,7 @@ _RESULTS = _string_or(
     {
         "type": "object",
         "required": ["type"],
-        "properties": {"type": {"enum": ["image", "document"]}, "source": {"type": "object"}},
+        "properties": {"type": {"enum": ["image", "document"]}},
     },
     _describe("tool_reference", {"tool_name": _NAME}),
 )

@@ -34,6 +34,7 @@ from deepinfer.server.responses_api.tools import (
     UnservedTool,
     choose_tools,
 )
+<<<<<<< HEAD
 from deepinfer.server.schema_base import Schema, invalid, missing
 from deepinfer.server.schemas import (
     INT32_MAX,
@@ -42,6 +43,10 @@ from deepinfer.server.schemas import (
     MaxTokens,
     ModelName,
 )
+=======
+from deepinfer.server.schema_base import Rule, Schema, invalid, missing
+from deepinfer.server.schemas import INT32_MAX, MAX_TOOLS, MAX_TOP_LOGPROBS
+>>>>>>> dialects
 
 MAX_IDENTIFIER_CHARS = 512
 MAX_INCLUDED = 16
@@ -244,8 +249,22 @@ class ResponsesBody(_Prompt):
         )
 
 
+_GIVES_INPUT: Rule = {
+    "required": ["input"],
+    "properties": {"input": {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1}]}},
+}
+
+
+def _gives_text(name: str) -> Rule:
+    return {"required": [name], "properties": {name: {"type": "string"}}}
+
+
 class InputTokensBody(_Prompt):
     """The body of POST /v1/responses/input_tokens."""
+
+    rules = (
+        {"anyOf": [_GIVES_INPUT, _gives_text("previous_response_id"), _gives_text("instructions")]},
+    )
 
     refused = {"conversation": ()}
     without_effect = refused_fields.RESPONSE_PROMPT_WITHOUT_EFFECT
@@ -260,13 +279,16 @@ class InputTokensBody(_Prompt):
 
     @model_validator(mode="after")
     def _check_prompt(self) -> Self:
-        if not (self.input or self.previous_response_id or self.instructions):
+        others = (self.previous_response_id, self.instructions)
+        if not self.input and others == (None, None):
             raise missing("input")
         return self
 
 
 class CompactBody(Schema):
     """The body of POST /v1/responses/compact."""
+
+    rules = ({"anyOf": [_GIVES_INPUT, _gives_text("previous_response_id")]},)
 
     refused = {"image": ({},)}
     without_effect = refused_fields.RESPONSE_COMPACT_WITHOUT_EFFECT
@@ -284,7 +306,7 @@ class CompactBody(Schema):
 
     @model_validator(mode="after")
     def _check_prompt(self) -> Self:
-        if not (self.input or self.previous_response_id):
+        if not self.input and self.previous_response_id is None:
             raise missing("input")
         return self
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -54,6 +55,15 @@ from deepinfer.server.state import ServerState
 from deepinfer.validation import MAX_SHOWN_CHARS, show_value
 
 PATH = "/v1/responses"
+
+
+class _ResponseId(StringConvertor):
+    """An id, and none of the routes that stand in an id's place."""
+
+    regex = "(?!(?:compact|input_tokens)(?:/|$))[^/]+"
+
+
+register_url_convertor("response_id", _ResponseId())
 STREAM = describe_typed_events(event_types())
 ANSWER: dict[str, Any] = {
     "model": ResponseObject,
@@ -123,7 +133,7 @@ def make_router(state: ServerState) -> APIRouter:
 
     # The id is read from the scope: as a parameter FastAPI would promise a 422 that never comes.
     @router.get(
-        PATH + "/{response_id}",
+        PATH + "/{response_id:response_id}",
         responses={200: {"model": ResponseObject}, **STORED_ERRORS},
         openapi_extra={"parameters": [ID_PARAMETER]},
     )
@@ -134,7 +144,7 @@ def make_router(state: ServerState) -> APIRouter:
         return Response(stored.rendered, media_type="application/json")
 
     @router.delete(
-        PATH + "/{response_id}",
+        PATH + "/{response_id:response_id}",
         responses={200: {"model": DeletedResponse}, **STORED_ERRORS},
         openapi_extra={"parameters": [ID_PARAMETER]},
     )
@@ -145,7 +155,7 @@ def make_router(state: ServerState) -> APIRouter:
         return json_response(DeletedResponse(id=stored.id))
 
     @router.post(
-        PATH + "/{response_id}/cancel",
+        PATH + "/{response_id:response_id}/cancel",
         responses={200: {"model": ResponseObject}, **STORED_ERRORS},
         openapi_extra={"parameters": [ID_PARAMETER]},
     )
@@ -154,7 +164,7 @@ def make_router(state: ServerState) -> APIRouter:
         return Response(_find(state, request).rendered, media_type="application/json")
 
     @router.get(
-        PATH + "/{response_id}/input_items",
+        PATH + "/{response_id:response_id}/input_items",
         responses={200: {"model": ItemList}, **STORED_ERRORS},
         openapi_extra={"parameters": [ID_PARAMETER, *PAGE_PARAMETERS]},
     )
