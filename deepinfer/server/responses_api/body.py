@@ -34,8 +34,7 @@ from deepinfer.server.responses_api.tools import (
     UnservedTool,
     choose_tools,
 )
-<<<<<<< HEAD
-from deepinfer.server.schema_base import Schema, invalid, missing
+from deepinfer.server.schema_base import Rule, Schema, invalid, missing
 from deepinfer.server.schemas import (
     INT32_MAX,
     MAX_TOOLS,
@@ -43,10 +42,6 @@ from deepinfer.server.schemas import (
     MaxTokens,
     ModelName,
 )
-=======
-from deepinfer.server.schema_base import Rule, Schema, invalid, missing
-from deepinfer.server.schemas import INT32_MAX, MAX_TOOLS, MAX_TOP_LOGPROBS
->>>>>>> dialects
 
 MAX_IDENTIFIER_CHARS = 512
 MAX_INCLUDED = 16

@@ -310,17 +310,12 @@ KINDS: Mapping[str, type[AnyParam]] = {
 def _parse_item(value: object, info: ValidationInfo) -> Item | ItemReference:
     if not isinstance(value, dict):
         raise invalid('must be an object such as {"role": "user", "content": "..."}')
-<<<<<<< HEAD
-    kind = value.get("type") or ("item_reference" if value.keys() <= {"id", "type"} else "message")
-    if not isinstance(kind, str):
-        raise invalid("must be a string", "type")
-    if kind not in KINDS:
-=======
     # The type of messages and of references may be left out; a reference has no role.
     is_reference = isinstance(value.get("id"), str) and "role" not in value
     kind = value.get("type") or ("item_reference" if is_reference else "message")
-    if not isinstance(kind, str) or kind not in KINDS:
->>>>>>> dialects
+    if not isinstance(kind, str):
+        raise invalid("must be a string", "type")
+    if kind not in KINDS:
         known = ", ".join(f"`{name}`" for name in KINDS)
         raise unsupported(f"may be {known}; `{kind[:MAX_SHOWN_KIND]}` is not", "type")
     return KINDS[kind].model_validate(value, context=info.context).as_item()
