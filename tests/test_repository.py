@@ -72,7 +72,19 @@ def test_page_of_the_command_line_is_what_make_docs_writes() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["serve", "test", "test-image", "check", "scripts", "docs", "bench", "clean", "help"]
+    "target",
+    [
+        "serve",
+        "test",
+        "test-image",
+        "test-clients",
+        "check",
+        "scripts",
+        "docs",
+        "bench",
+        "clean",
+        "help",
+    ],
 )
 def test_make_knows_the_target(target: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
@@ -83,8 +95,8 @@ def test_ci_runs_what_people_run() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     subprocess.run(["bash", "-n", str(script)], check=True)
-    commands = script.read_text(encoding="utf-8").splitlines()[-3:]
-    assert commands == ["make check", "make test", "make test-image"]
+    commands = script.read_text(encoding="utf-8").splitlines()[-4:]
+    assert commands == ["make check", "make test", "make test-image", "make test-clients"]
 
 
 def test_dockerfile_copies_only_what_reaches_the_builder() -> None:
