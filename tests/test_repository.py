@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -97,6 +99,15 @@ def test_ci_runs_what_people_run() -> None:
     subprocess.run(["bash", "-n", str(script)], check=True)
     commands = script.read_text(encoding="utf-8").splitlines()[-4:]
     assert commands == ["make check", "make test", "make test-image", "make test-clients"]
+
+
+def test_clients_of_node_are_pinned_and_come_from_whatever_registry_is_set() -> None:
+    folder = ROOT / "tests" / "clients" / "node"
+    pins = json.loads((folder / "package.json").read_text(encoding="utf-8"))["dependencies"]
+    assert [name for name, pin in pins.items() if not re.fullmatch(r"\d+\.\d+\.\d+", pin)] == []
+    packages = json.loads((folder / "package-lock.json").read_text(encoding="utf-8"))["packages"]
+    assert {name: packages[f"node_modules/{name}"]["version"] for name in pins} == pins
+    assert [name for name, package in packages.items() if "resolved" in package] == []
 
 
 def test_dockerfile_copies_only_what_reaches_the_builder() -> None:
