@@ -11,11 +11,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 # An environment like that of the TensorRT-LLM image, whose Python is 3.12 where there is one.
 IMAGE_VENV := .venv-image
+# Clients whose requirements clash with ours, and those that are no Python.
+CLIENTS_VENV := .venv-clients
+CLIENTS_NODE := tests/clients/node
 IMAGE_PYTHON ?= $(shell python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-image check lint format-check types scripts format docs bench clean
+.PHONY: help serve test test-image test-clients check lint format-check types scripts format docs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +35,9 @@ test-image: $(IMAGE_VENV)/.installed ## run the GPU path on the double, in an en
 		--no-loadscope-reorder -k 'not openvino and not simulated' $(ARGS) tests/contract tests/image \
 		tests/backends/test_promises.py tests/backends/test_tensorrt_*.py \
 		tests/server/test_chat.py tests/server/test_completions.py
+
+test-clients: $(VENV)/.installed-dev $(CLIENTS_VENV)/.installed node-clients ## run other people's clients against the server
+	TEST_CLIENTS=1 $(BIN)/python -m pytest $(ARGS) tests/clients
 
 check: lint format-check types scripts ## ruff check, ruff format --check, mypy --strict, shellcheck, hadolint
 
@@ -65,9 +71,25 @@ $(IMAGE_VENV)/.installed: pyproject.toml tests/image/requirements.txt
 	$(IMAGE_VENV)/bin/python -m pip install $(PIP_ARGS) . --requirement tests/image/requirements.txt
 	@touch $@
 
+$(CLIENTS_VENV)/.installed: tests/clients/python/requirements.txt | $(BIN)/python
+	@rm -rf $(CLIENTS_VENV)
+	$(BIN)/python -m venv $(CLIENTS_VENV)
+	$(CLIENTS_VENV)/bin/python -m pip install $(PIP_ARGS) --requirement $<
+	@touch $@
+
+# Without npm the tests say that they are skipped; with it, a failed installation is an error.
+.PHONY: node-clients
+node-clients:
+	@if command -v npm >/dev/null; then $(MAKE) $(CLIENTS_NODE)/node_modules/.installed; \
+		else echo "npm is not installed: the clients for Node.js are skipped"; fi
+
+$(CLIENTS_NODE)/node_modules/.installed: $(CLIENTS_NODE)/package.json $(CLIENTS_NODE)/package-lock.json
+	npm ci --prefix $(CLIENTS_NODE)
+	@touch $@
+
 clean: ## remove caches and built packages; .venv*, .bench and engines stay
 	rm -rf dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find . \( -path './$(VENV)*' -o -path ./.bench \) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+	find . \( -path './$(VENV)*' -o -path ./.bench -o -name node_modules \) -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -72,7 +74,19 @@ def test_page_of_the_command_line_is_what_make_docs_writes() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["serve", "test", "test-image", "check", "scripts", "docs", "bench", "clean", "help"]
+    "target",
+    [
+        "serve",
+        "test",
+        "test-image",
+        "test-clients",
+        "check",
+        "scripts",
+        "docs",
+        "bench",
+        "clean",
+        "help",
+    ],
 )
 def test_make_knows_the_target(target: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
@@ -83,8 +97,17 @@ def test_ci_runs_what_people_run() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     subprocess.run(["bash", "-n", str(script)], check=True)
-    commands = script.read_text(encoding="utf-8").splitlines()[-3:]
-    assert commands == ["make check", "make test", "make test-image"]
+    commands = script.read_text(encoding="utf-8").splitlines()[-4:]
+    assert commands == ["make check", "make test", "make test-image", "make test-clients"]
+
+
+def test_clients_of_node_are_pinned_and_come_from_whatever_registry_is_set() -> None:
+    folder = ROOT / "tests" / "clients" / "node"
+    pins = json.loads((folder / "package.json").read_text(encoding="utf-8"))["dependencies"]
+    assert [name for name, pin in pins.items() if not re.fullmatch(r"\d+\.\d+\.\d+", pin)] == []
+    packages = json.loads((folder / "package-lock.json").read_text(encoding="utf-8"))["packages"]
+    assert {name: packages[f"node_modules/{name}"]["version"] for name in pins} == pins
+    assert [name for name, package in packages.items() if "resolved" in package] == []
 
 
 def test_dockerfile_copies_only_what_reaches_the_builder() -> None:
