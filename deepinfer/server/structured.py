@@ -192,9 +192,15 @@ _RESPONSE_FORMAT: dict[str, Any] = {
         {
             "type": "object",
             "required": ["type"],
+            "properties": {"type": {"const": "text"}},
+        },
+        {
+            "type": "object",
+            "required": ["type"],
             "properties": {
-                "type": {"enum": ["text", "json_object"]},
+                "type": {"const": "json_object"},
                 "schema": {"anyOf": [_SCHEMA, {"type": "null"}]},
+                "value": {"anyOf": [_SCHEMA, {"type": "null"}]},
             },
         },
         {

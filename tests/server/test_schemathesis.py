@@ -39,7 +39,9 @@ UNSPEAKABLE_RULES = re.compile(
     "|chat template|must be JSON|must be followed by|and the earlier conversation have"
 )
 # A grammar is read by whoever compiles it.
-GRAMMARS = re.compile(r"response_format|structured_outputs|guided_|text\.format|output_|tool")
+GRAMMARS = re.compile(
+    r"response_format|structured_outputs|guided_|^grammar|text\.format|output_|tool"
+)
 
 
 def make_document() -> dict[str, Any]:

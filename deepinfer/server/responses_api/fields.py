@@ -75,7 +75,16 @@ _FORMAT_SCHEMA: dict[str, Any] = {
         {
             "type": "object",
             "required": ["type"],
-            "properties": {"type": {"enum": ["text", "json_object"]}},
+            "properties": {"type": {"const": "text"}},
+        },
+        {
+            "type": "object",
+            "required": ["type"],
+            "properties": {
+                "type": {"const": "json_object"},
+                "schema": {"anyOf": [{"type": "object"}, {"type": "null"}]},
+                "value": {"anyOf": [{"type": "object"}, {"type": "null"}]},
+            },
         },
         {
             "type": "object",
