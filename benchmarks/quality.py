@@ -65,7 +65,7 @@ class Engine:
 
     def __init__(self, engine: EngineFolder, overrides: dict[str, Any]) -> None:
         settings = {name.upper(): v for name, v in engine.manifest.backend.settings.items()}
-        del settings[CACHED_TOKENS_KEY.upper()]
+        settings.pop(CACHED_TOKENS_KEY.upper(), None)
         settings["INFERENCE_PRECISION_HINT"] = settings.pop("INFERENCE_PRECISION")
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.max_num_batched_tokens = engine.manifest.limits.max_num_tokens

@@ -16,7 +16,10 @@ from deepinfer.server.limits import RateLimiter
 from deepinfer.server.record import record_of
 
 LIMITED_PATHS = frozenset(
-    {"/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"}
+    {
+        *("/v1/completions", "/v1/chat/completions", "/v1/messages"),
+        *("/v1/responses", "/v1/responses/compact"),
+    }
 )
 UNLIMITED = LimitsSection()
 

@@ -497,13 +497,13 @@ def test_auto_passes_over_int4_where_no_group_size_divides(monkeypatch: pytest.M
 
 def test_small_cache_is_not_chosen_when_it_costs_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "KV_PERPLEXITY_COST", {"int8": 0.02, "fp16": 0.0, "fp32": 0.0})
-    made = plan(LAPTOP, LLAMA, precision="int8")
+    made = plan(LAPTOP, LLAMA, precision="int4")
     assert made.kv_cache_precision == "fp16"
     assert made.settings["kv_cache_precision"] == "f16"
 
 
 def test_keys_of_an_8_bit_cache_are_scaled_by_token_unless_they_have_biases() -> None:
-    unbiased = plan(LAPTOP, LLAMA, precision="int8")
+    unbiased = plan(LAPTOP, LLAMA, precision="int4")
     assert unbiased.settings["kv_cache_precision"] == "u8"
     assert unbiased.settings["key_cache_quant_mode"] == "BY_TOKEN"
     assert plan(LAPTOP, QWEN, precision="int8").settings["kv_cache_precision"] == "f16"
