@@ -52,8 +52,11 @@ RUN python3 -m venv --system-site-packages --without-pip /opt/deepinfer \
 # An image in which CUDA's runtime, TensorRT or MPI does not load is never made. This shell has an
 # LD_LIBRARY_PATH that a container's first process has not.
 RUN env --unset=LD_LIBRARY_PATH /opt/deepinfer/bin/python -m deepinfer.trtllm_libraries
+# Whoever runs the container under another number needs the cache too: torch compiles ModelOpt's CUDA
+# code into it.
 RUN useradd --create-home --uid 10001 deepinfer \
-    && install --directory --owner deepinfer --group deepinfer /srv/engines /srv/cache
+    && install --directory --owner deepinfer --group deepinfer /srv/engines \
+    && install --directory --owner deepinfer --group deepinfer --mode 1777 /srv/cache
 # torch asks for the user's name, which the image does not know for any number but its own.
 # UCC breaks MPI's collectives here. TensorRT-LLM disables it as well, but MPI may be imported first.
 ENV PATH=/opt/deepinfer/bin:$PATH \

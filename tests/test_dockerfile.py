@@ -63,6 +63,19 @@ def test_environment_of_the_gpu_image_is_what_its_libraries_need() -> None:
     assert environment["USER"] == "deepinfer"
 
 
+def test_cache_of_the_image_is_for_whoever_runs_it(image: ImageRoot) -> None:
+    """The scripts run the container as the caller, whose number the image does not know."""
+    image.write_program("useradd", "exit 0")
+    # Only root may give files away; the rest of each command is done as it is written.
+    image.write_program(
+        "install", 'exec /usr/bin/install $(echo "$@" | sed -E "s/--(owner|group) [a-z]+//g")'
+    )
+    done = image.run(step_with("useradd"))
+    assert done.returncode == 0, done.stderr
+    assert (image.path / "srv/cache").stat().st_mode & 0o7777 == 0o1777
+    assert (image.path / "srv/engines").is_dir()
+
+
 def test_libraries_are_registered_and_then_tried_before_the_image_is_done() -> None:
     steps = [rest for keyword, rest in STAGE if keyword == "RUN"]
     registered, installed, tried = (

@@ -5,7 +5,7 @@
 #   build/ngc/first_run.sh
 #   HF_TOKEN=... MODELS='meta-llama/Llama-3.2-1B-Instruct --precision fp8' build/ngc/first_run.sh
 #
-#   MODELS            models to try, one a line or with `;` between them, each with options of
+#   MODELS            models to try, one per line or with `;` between them, each with options of
 #                     `deepinfer build`
 #                     [Qwen/Qwen3-0.6B in bf16, the same in fp8, Qwen/Qwen3-8B in fp8]
 #   REPORT            the file that is written                          [./deepinfer-first-run.md]

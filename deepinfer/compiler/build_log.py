@@ -14,6 +14,7 @@ import re
 import tempfile
 import threading
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ ACCURACY = re.compile(
     r"accura|large kv activation|outlier|overflow|non-?finite|not finite|\bnan\b|amax is nan",
     re.IGNORECASE,
 )
+ACCURACY_WORDS = ("accura", "activation", "outlier", "overflow", "finite", "nan")  # one in each
 # Lines that name accuracy and warn of nothing: indented ones quote the source of a warning, and
 # ModelOpt 0.37 warns of a quantised LM head whenever it has not just switched that off itself.
 NOT_A_WARNING = re.compile(
@@ -109,17 +111,20 @@ class BuildLog:
 
     def tail(self) -> list[str]:
         """The libraries' last lines, without control characters; none when they said nothing."""
-        lines = self._lines()
-        if TRACEBACK_MARK in lines:
-            lines = lines[: lines.index(TRACEBACK_MARK)]
-        return lines[-TAIL_LINES:]
+        last: deque[str] = deque(maxlen=TAIL_LINES)
+        for line in self._lines():
+            if line.startswith(TRACEBACK_MARK):
+                break
+            if not line.isspace():
+                last.append(line)
+        return [shown for line in last if (shown := _plain(line))]
 
     def accuracy_warnings(self) -> list[str]:
         """Lines that warn of a loss of accuracy, each once, with a count of what is left out."""
         found = dict.fromkeys(
             PYTHON_PLACE.sub("", line).strip()
-            for line in self._lines()
-            if ACCURACY.search(line) and not NOT_A_WARNING.search(line)
+            for line in self._accuracy_lines()
+            if not NOT_A_WARNING.search(line)
         )
         lines = list(found)
         if len(lines) > MAX_ACCURACY_WARNINGS:
@@ -127,15 +132,27 @@ class BuildLog:
             return [*lines[:MAX_ACCURACY_WARNINGS], f"and {more} more like these in `{self.path}`"]
         return lines
 
-    def _lines(self) -> list[str]:
-        try:
-            text = self.path.read_bytes().decode(errors="replace")
-        except OSError:
-            return []
-        # A progress bar draws over itself: what counts is what it showed last.
-        lines = (line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n"))
-        shown = (CONTROL.sub("", line).rstrip()[:MAX_LINE_CHARS] for line in lines)
-        return [line for line in shown if line]
+    def _accuracy_lines(self) -> Iterator[str]:
+        for line in self._lines():
+            folded = line.lower()
+            # A log may have a million lines, and the expression takes a while for each.
+            if any(word in folded for word in ACCURACY_WORDS):
+                shown = _plain(line)
+                if ACCURACY.search(shown):
+                    yield shown
+
+    def _lines(self) -> Iterator[str]:
+        """As they were written, one at a time: a log may be larger than memory should hold."""
+        with contextlib.suppress(OSError):
+            with self.path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+                yield from file
+
+
+def _plain(line: str) -> str:
+    """What a terminal would show of a line, as far as it is worth showing."""
+    # A progress bar draws over itself: what counts is what it showed last.
+    shown = line.rstrip("\r\n").rsplit("\r", 1)[-1]
+    return CONTROL.sub("", shown).rstrip()[:MAX_LINE_CHARS]
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ def choose_calibration(
         return Calibration(is_needed=False), ()
     assert device.gpu is not None
     need_bytes = gpu_footprint.calibration_bytes(checkpoint)
-    in_16_bits = f"the model in 16 bits takes {format_bytes(need_bytes)}"
+    in_16_bits = f"calibrating the model in 16 bits takes {format_bytes(need_bytes)}"
     if need_bytes <= device.gpu.total_bytes * MEMORY_SHARE:
         calibration = Calibration(is_needed=True)
         reason = f"{in_16_bits}, which the GPU has"

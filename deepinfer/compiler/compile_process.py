@@ -153,6 +153,11 @@ class _EventProgress(Progress):
         super().__init__()
         self._descriptor = descriptor
 
+    def close(self) -> None:
+        if self._descriptor >= 0:  # a process that is forked twice comes here twice
+            os.close(self._descriptor)
+            self._descriptor = -1
+
     def send(self, event: Event) -> None:
         os.write(self._descriptor, msgspec.json.encode(event) + b"\n")
 
@@ -174,9 +179,12 @@ def main() -> int:
 
     process.end_with_parent()
     descriptor = int(sys.argv[1])
-    os.set_inheritable(descriptor, False)  # workers of the library must not hold it open
+    # Workers of the library, started or forked, must not hold it open: its end says that this
+    # process has ended.
+    os.set_inheritable(descriptor, False)
     logs.configure("info")
     progress = _EventProgress(descriptor)
+    os.register_at_fork(after_in_child=progress.close)
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
     plan = BuildPlan.model_validate_json(job.plan)
     folder = Path(job.folder)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from deepinfer.adapter import ADAPTER_CONFIG_NAME
 from deepinfer.checkpoint import CONFIG_NAME, TOKENIZER_CONFIG_NAME, Checkpoint
 from deepinfer.compiler.tokenizer_files import without_code
 from deepinfer.errors import BuildError
@@ -75,10 +76,13 @@ def link_checkpoint(
     """Make `folder`, with links to the checkpoint's files, and a config.json as 1.2.1 reads it.
 
     Without `trust_remote_code` it has no Python files and no configuration that names one. With
-    `needs_pad_token` the tokenizer has one: calibration pads its texts, and any token will do.
+    `needs_pad_token` the tokenizer has one: calibration pads its texts, and any token will do. It
+    never has an adapter's configuration: transformers would load the base that is named there.
     """
     folder.mkdir()
     for file in checkpoint.folder.resolve().iterdir():
+        if file.name == ADAPTER_CONFIG_NAME:
+            continue
         config = _read_config(file)
         changed = config
         if config is not None:

@@ -210,7 +210,7 @@ def _build(
         trust_remote_code=plan.trust_remote_code,
         tensor_parallel_size=plan.parallelism.tensor_parallel_size,
         pipeline_parallel_size=plan.parallelism.pipeline_parallel_size,
-        build_config=_make_build_config(library, plan, settings),
+        build_config=_make_build_config(library, plan, settings, work_dir),
         quant_config=_make_quant_config(library, settings),
         kv_cache_config=_make_small_kv_cache(library, plan),
         enable_chunked_prefill=bool(plan.settings["chunked_prefill"]),
@@ -223,9 +223,13 @@ def _build(
     return llm
 
 
-def _make_build_config(library: Library, plan: BuildPlan, settings: TensorRtLlmPlan) -> Any:
+def _make_build_config(
+    library: Library, plan: BuildPlan, settings: TensorRtLlmPlan, work_dir: Path
+) -> Any:
     cache = timing_cache_path()
-    cache.parent.mkdir(parents=True, exist_ok=True)
+    if not _is_writable(cache):
+        logger.info("TensorRT's timings are not kept: `%s` cannot be written", cache)
+        cache = work_dir / TIMING_CACHE_NAME
     # Compiled into the engine here, and told to the executor that then loads it as well.
     lora = {"lora_config": _make_lora_config(library, plan.lora)} if plan.lora else {}
     return _make(
@@ -257,6 +261,15 @@ def timing_cache_path() -> Path:
     """Where TensorRT keeps how fast each kernel was, so that the next build is shorter."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "deepinfer" / TIMING_CACHE_NAME
+
+
+def _is_writable(file: Path) -> bool:
+    """Whether the file can be written, once its folder is made."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(file if file.exists() else file.parent, os.W_OK)
 
 
 def _make_quant_config(library: Library, settings: TensorRtLlmPlan) -> Any:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import tracemalloc
 import warnings
 from pathlib import Path
 
 import pytest
 
-from deepinfer.compiler.build_log import MAX_ACCURACY_WARNINGS, TAIL_LINES, BuildLog
+from deepinfer.compiler.build_log import (
+    MAX_ACCURACY_WARNINGS,
+    TAIL_LINES,
+    TRACEBACK_MARK,
+    BuildLog,
+)
 from deepinfer.compiler.progress import Progress
 
 
@@ -137,3 +143,22 @@ def test_many_warnings_end_in_a_count(log: BuildLog) -> None:
     shown = log.accuracy_warnings()
     assert len(shown) == MAX_ACCURACY_WARNINGS + 1
     assert "5 more" in shown[-1] and str(log.path) in shown[-1]
+
+
+def test_log_of_any_length_costs_little_memory(log: BuildLog) -> None:
+    line = "[TensorRT-LLM][INFO] layer 7: a line of the usual length, with a number or two: 42\n"
+    with log.path.open("w", encoding="utf-8") as file:
+        file.writelines(line for _ in range(100_000))
+        file.write("overflow in the last layer\n")
+    tracemalloc.start()
+    try:
+        assert log.accuracy_warnings() == ["overflow in the last layer"]
+        assert log.tail()[-1] == "overflow in the last layer"
+        assert tracemalloc.get_traced_memory()[1] < log.path.stat().st_size / 8
+    finally:
+        tracemalloc.stop()
+
+
+def test_tail_ends_where_the_compilers_own_traceback_begins(log: BuildLog) -> None:
+    write(log, "last words", "", TRACEBACK_MARK, "Traceback", *(["x"] * 50))
+    assert log.tail() == ["last words"]

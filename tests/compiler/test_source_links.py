@@ -61,6 +61,20 @@ def test_links_hold_no_code_and_name_none(checkpoint: Checkpoint, tmp_path: Path
     assert (folder / "model.safetensors").is_symlink(), "weights are not copied"
 
 
+@pytest.mark.parametrize("is_trusted", [False, True])
+def test_model_is_never_replaced_by_the_base_of_an_adapter(
+    checkpoint: Checkpoint, tmp_path: Path, is_trusted: bool
+) -> None:
+    """Where peft is installed, transformers loads the model that an adapter_config.json names."""
+    path = checkpoint.folder / "adapter_config.json"
+    path.write_text(json.dumps({"base_model_name_or_path": "another/model"}))
+    try:
+        folder = linked(checkpoint, tmp_path / "source", trust_remote_code=is_trusted)
+    finally:
+        path.unlink()
+    assert not (folder / path.name).is_symlink() and not (folder / path.name).exists()
+
+
 def test_class_that_only_the_code_has_becomes_the_general_one(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

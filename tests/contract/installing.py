@@ -98,7 +98,7 @@ def double_environment(
 
     A prompt that holds a token of those does what double/executor.py says of its variable; with
     `is_echo` answers repeat their prompt. `build_ending` names the signal that ends a
-    build.
+    build, or one of the other endings in double/building.py.
     """
     machine = GpuMachine(tuple(cards), driver_version, cuda_version, has_tensorrt_libraries)
     chosen = {

@@ -272,3 +272,13 @@ def test_warning_about_accuracy_is_shown_after_a_build_that_went_well(
         line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")
     )
     assert "Large KV activation detected" in warning
+
+
+@pytest.mark.usefixtures("double")
+def test_cache_that_cannot_be_written_keeps_no_timings_and_ends_no_build(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file where the folder would be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert build(llama, tmp_path / "engines", "--target", "rtx5090") == 0
+    assert not [name for name in manifest_of(tmp_path / "engines").files if "timing" in name]
