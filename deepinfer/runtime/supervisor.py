@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import shutil
 import socket
 import sys
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 FIRST_BACKOFF_S = 0.25
 STABLE_AFTER_S = 60.0  # an engine that lived this long is restarted at once again
 STOP_TIMEOUT_S = 5.0
+MAX_TEMP_DIR_BYTES = 70
 BACKLOG = 256  # more than API processes, all of which wait there between two lives
 
 
@@ -52,7 +54,10 @@ class EngineSupervisor:
         self.num_starts = 0
         self._on_start = on_start
         self._on_exit = on_exit
-        self._directory = Path(tempfile.mkdtemp(prefix="deepinfer-"))  # mode 0700
+        # The path of a socket has 107 bytes at most, and TMPDIR may have more.
+        is_long = len(os.fsencode(tempfile.gettempdir())) > MAX_TEMP_DIR_BYTES
+        folder = tempfile.mkdtemp(prefix="deepinfer-", dir="/tmp" if is_long else None)
+        self._directory = Path(folder)  # mode 0700
         self.socket_path = self._directory / "engine.sock"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(self.socket_path))
