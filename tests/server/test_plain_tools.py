@@ -309,4 +309,5 @@ def test_tool_that_cannot_be_enforced_is_offered_beside_a_format(real: httpx.Cli
     assert ask(real, "hi", **fields)["finish_reason"] in ("stop", "length", "tool_calls")
     body = {"messages": [USER], **fields, "tool_choice": "required"}
     refused = real.post(CHAT, json=body)
-    assert refused.status_code == 400 and refused.json()["error"]["param"] == "tools"
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "tools[0].function.parameters.not"

@@ -94,7 +94,7 @@ def test_only_fields_that_were_left_out_are_filled_in() -> None:
 
 async def test_message_takes_all_values_of_the_checkpoint_and_a_chat_none(tmp_path: Path) -> None:
     folder = make_echo_engine(tmp_path / "echo")
-    client = cast(EngineClient, SimpleNamespace(manifest=folder.manifest))
+    client = cast(EngineClient, SimpleNamespace(manifest=folder.manifest, capacity=None))
     tokenizer = Tokenizer.load(folder.tokenizer_dir)
     template = ChatTemplate.load(folder.tokenizer_dir)
     values = {**GENERATION_CONFIG, "min_p": 0.05, "repetition_penalty": 1.1}
