@@ -29,7 +29,7 @@ WHOLE: dict[str, dict[str, Any]] = {
     },
     "/v1/responses": {"input": [{"role": "user", "content": "hi"}], "max_output_tokens": 1},
     "/v1/responses/input_tokens": {"input": [{"role": "user", "content": "hi"}]},
-    "/v1/responses/compact": {"model": "", "input": [{"role": "user", "content": "hi"}]},
+    "/v1/responses/compact": {"model": "test/echo", "input": [{"role": "user", "content": "hi"}]},
     "/v1/messages": {"messages": TURN, "max_tokens": 1},
     "/v1/messages/count_tokens": {"messages": TURN},
     "/tokenize": {"prompt": "hi"},
