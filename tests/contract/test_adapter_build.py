@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -280,5 +281,6 @@ def test_cache_that_cannot_be_written_keeps_no_timings_and_ends_no_build(
 ) -> None:
     (tmp_path / "cache").write_text("a file where the folder would be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the log goes then
     assert build(llama, tmp_path / "engines", "--target", "rtx5090") == 0
     assert not [name for name in manifest_of(tmp_path / "engines").files if "timing" in name]
