@@ -125,6 +125,9 @@ def test_verdict_is_kept(gate: GrammarGate, monkeypatch: pytest.MonkeyPatch) -> 
 def test_verdict_that_only_time_has_given_is_not_kept(
     gate: GrammarGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert try_grammar(gate, Grammar("regex", "first")) is None
+    assert gate._trial is not None
+    os.kill(gate._trial.process.pid, signal.SIGSTOP)  # so that no answer comes before
     with monkeypatch.context() as patched:
         patched.setattr(openvino_grammars, "TRIAL_CPU_S", -1.0)
         assert "takes longer" in (try_grammar(gate, GOOD) or "")
