@@ -29,7 +29,7 @@ RULES = LimitRules(
     sharing=1,
     min_full_sequences=MIN_FULL_SEQUENCES,
     num_cached_full=MIN_FULL_SEQUENCES,
-    has_sliding_window=False,  # not looked into for every architecture
+    has_sliding_window=False,  # tests hold it for Phi-3's graph only
     memory_name="this machine's free memory",
     last_resort="a lower `--precision`, or a machine with more free memory",
 )

@@ -262,6 +262,26 @@ def test_longest_sequence_of_a_cpu_engine_is_only_a_number(
     assert answers == generate_by_transformers(checkpoint, prompts, 100)
 
 
+def test_model_of_32k_positions_takes_the_first_message_of_an_agent(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", max_position_embeddings=32_768)
+    engine = build_engine(checkpoint, tmp_path, "int8")
+    assert engine.manifest.limits.max_seq_len == 32_768
+    backend = OpenVinoBackend.load(engine, EngineOptions(), lambda *_: None)
+    # Sequences share a cache of 4,096 tokens each; four of the longest would need less.
+    batch_size = engine.manifest.limits.max_batch_size
+    assert batch_size * 4096 > 4 * 32_768
+    assert backend.capacity.num_tokens == batch_size * 4096
+    prompt = tuple(k % VOCAB_SIZE for k in range(20_419))  # as many tokens as Claude Code sends
+    sampling = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
+    request = GenerationRequest(request_id="x", prompt_token_ids=prompt, sampling=sampling)
+    backend.add(request)
+    token_ids: list[int] = []
+    while len(token_ids) < 4:
+        token_ids += [token for chunk in backend.step() for token in chunk.token_ids]
+        assert backend.num_used_blocks <= backend.capacity.blocks_for(request.max_total_len)
+    backend.close()
+
+
 def test_checkpoint_without_end_token_runs(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint")
     for name, key in (
