@@ -20,6 +20,8 @@ STEP_RULE = (
     f"must be a whole number up to {MAX_REMAINDERS}, a power of ten or a part of 1 such as 0.25, "
     f"where the bounds leave more than {MAX_ALTERNATIVES:,} numbers"
 )
+NO_NUMBER = f"must leave a number of at most {ebnf.MAX_INTEGER_DIGITS} digits between its bounds"
+NO_WHOLE_NUMBER = NO_NUMBER.replace("a number", "a whole number")
 ZERO = Bound(Decimal(0))
 
 
@@ -46,7 +48,7 @@ class NumberWriter:
         factor = 1 if step is None else Fraction(step).numerator
         least, most = -(-first // factor), last // factor  # of the multiples of `factor`
         if least > most or first > ebnf.MAX_INTEGER or last < -ebnf.MAX_INTEGER:
-            raise SchemaRefused("must leave a whole number between its bounds", self._at)
+            raise SchemaRefused(NO_WHOLE_NUMBER, self._at)
         if factor == 1:
             return ebnf.integers(least, most)
         if most - least < MAX_ALTERNATIVES:
@@ -70,7 +72,7 @@ class NumberWriter:
     def any(self, lowest: Bound | None, highest: Bound | None, step: Decimal | None) -> list[str]:
         """Whole numbers and fractions; whole ones only where the step is one."""
         if lowest is not None and highest is not None and lowest.value > highest.value:
-            raise SchemaRefused("must leave a number between its bounds", self._at)
+            raise SchemaRefused(NO_NUMBER, self._at)
         if step is not None and Fraction(step).denominator == 1:
             return self.whole(lowest, highest, step)
         if step is not None and lowest is not None and highest is not None:
@@ -97,7 +99,7 @@ class NumberWriter:
 
     def _found(self, expressions: list[str]) -> list[str]:
         if not expressions:
-            raise SchemaRefused("must leave a number between its bounds", self._at)
+            raise SchemaRefused(NO_NUMBER, self._at)
         return expressions
 
     def _unsigned(self, lowest: Bound, highest: Bound | None, fraction: _Fraction) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from deepinfer.text.json_grammar import make_grammar
@@ -121,14 +121,16 @@ BOUNDS = st.one_of(
     ),
     kind=st.sampled_from(["number", "integer"]),
 )
+@example(bounds={"minimum": 2**63 - 1, "maximum": 1e308}, kind="integer")
+@example(bounds={"minimum": 2**63 - 1, "maximum": 1e308}, kind="number")
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 def test_any_bounds_are_kept_or_leave_nothing(bounds: Schema, kind: str) -> None:
     try:
         check({"type": kind, **bounds}, [], num_drawn=30)
     except SchemaRefused as refusal:
-        lowest = max(bounds.get("minimum", -1e9), bounds.get("exclusiveMinimum", -1e9))
-        highest = min(bounds.get("maximum", 1e9), bounds.get("exclusiveMaximum", 1e9))
-        assert "between its bounds" in refusal.rule and highest - lowest < 1
+        lowest = max(bounds.get("minimum", -1e15), bounds.get("exclusiveMinimum", -1e15))
+        highest = min(bounds.get("maximum", 1e15), bounds.get("exclusiveMaximum", 1e15))
+        assert "at most 15 digits between its bounds" in refusal.rule and highest - lowest < 1
 
 
 @given(value=st.decimals(0, 100, places=3))
