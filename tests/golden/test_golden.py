@@ -291,8 +291,8 @@ def check_manifest(folder: Path, basename: str, file_regression: FileRegressionF
 
 # What the machine, the clock and the installed packages decide.
 MASKED = re.compile(
-    r"\.files\.[^/].*|\.target\.(name|features)|\.build\..*|\.backend\.(version|libraries\..*)"
-    r"|\.deepinfer_version|.*(digest|sha256|_at|seconds|_s|checkpoint|source)$"
+    r"\.name|\.model\.id|\.files\.[^/].*|\.target\.(name|features)|\.build\..*"
+    r"|\.backend\.(version|libraries\..*)|\.deepinfer_version|.*(digest|sha256|_at|seconds|_s|checkpoint|source)$"
 )
 
 

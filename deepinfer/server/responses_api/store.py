@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Protocol
 
 from deepinfer.server.responses_api.items import Item
 
@@ -38,18 +37,6 @@ class StoredResponse:
     def size_bytes(self) -> int:
         """At least what dropping it frees: items are shared by the responses of a conversation."""
         return len(self.rendered) + sum(len(item.model_dump_json().encode()) for item in self.input)
-
-
-class Responses(Protocol):
-    """Where responses are kept: here in this process, or where several find them."""
-
-    def put(self, response: StoredResponse) -> None: ...
-
-    def find(self, id_: str, owner: bytes) -> StoredResponse | None: ...
-
-    def find_output(self, item_id: str, owner: bytes) -> Item | None: ...
-
-    def delete(self, id_: str) -> None: ...
 
 
 class ResponseStore:
