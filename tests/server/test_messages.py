@@ -111,6 +111,20 @@ def test_length_ends_an_answer(sdk: anthropic.Anthropic) -> None:
     assert (answer.stop_reason, answer.usage.output_tokens) == ("max_tokens", 3)
 
 
+@pytest.mark.parametrize("tools", [[], [WEATHER]], ids=["plain", "tools"])
+def test_zero_tokens_are_an_empty_answer(sdk: anthropic.Anthropic, tools: list[Any]) -> None:
+    """By Anthropic's reference: it fills the cache of prompts."""
+    prompt = ask(sdk, user("a b c"), tools=tools).usage.input_tokens
+    answer = ask(sdk, user("a b c"), max_tokens=0, tools=tools)
+    assert (answer.content, answer.stop_reason) == ([], "max_tokens")
+    assert (answer.usage.input_tokens, answer.usage.output_tokens) == (prompt, 0)
+    with sdk.messages.stream(
+        model=MODEL_ID, max_tokens=0, messages=[{"role": "user", "content": "a b c"}], tools=tools
+    ) as stream:
+        end = stream.get_final_message()
+    assert (end.content, end.stop_reason, end.usage.output_tokens) == ([], "max_tokens", 0)
+
+
 def test_answer_is_as_long_as_the_context_has_room(sdk: anthropic.Anthropic) -> None:
     answer = ask(sdk, user("one two " * 450), max_tokens=CONTEXT_LENGTH)
     assert answer.stop_reason == "model_context_window_exceeded"
