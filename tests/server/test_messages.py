@@ -155,6 +155,19 @@ def test_blocks_stand_in_the_order_of_the_text(saying: anthropic.Anthropic) -> N
     assert len(ids) == 2
 
 
+@pytest.mark.parametrize("stop_sequences", [[], ["days"]])
+def test_call_that_ends_early_stays_text(
+    saying: anthropic.Anthropic, stop_sequences: list[str]
+) -> None:
+    """As a block its input would be an object, which clients run as if it were whole."""
+    text = CALL.partition("days")[0]
+    begun = text if not stop_sequences else CALL
+    answer = say(saying, begun, tools=[WEATHER], stop_sequences=stop_sequences)
+    (block,) = answer.content
+    assert block.type == "text" and block.text == text
+    assert answer.stop_reason == ("stop_sequence" if stop_sequences else "end_turn")
+
+
 def test_call_that_is_no_json_stays_text(saying: anthropic.Anthropic) -> None:
     broken = 'see <tool_call>\n{"name": "get_weather", "arguments": {"city": oops}}\n</tool_call>'
     answer = say(saying, broken, tools=[WEATHER])
