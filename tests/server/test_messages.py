@@ -155,6 +155,24 @@ def test_blocks_stand_in_the_order_of_the_text(saying: anthropic.Anthropic) -> N
     assert len(ids) == 2
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_tool_runner_of_the_sdk_goes_on_without_a_thread(
+    saying: anthropic.Anthropic, is_stream: bool
+) -> None:
+    @anthropic.beta_tool
+    def get_weather(city: str, days: int) -> str:
+        """Say the weather."""
+        return f"{days} days of sun in {city}"
+
+    with pytest.raises(anthropic.BadRequestError, match="`thread`"):
+        say(saying, "x", extra_body={"thread": {"type": "create"}})
+    runner = saying.beta.messages.tool_runner(
+        model=MODEL_ID, max_tokens=200, tools=[get_weather], messages=[user(CALL)], stream=is_stream
+    )
+    last = runner.until_done()
+    assert last.content[0].text == f"2 days of sun in {INPUT['city']}"
+
+
 @pytest.mark.parametrize("stop_sequences", [[], ["days"]])
 def test_call_that_ends_early_stays_text(
     saying: anthropic.Anthropic, stop_sequences: list[str]
