@@ -407,6 +407,24 @@ def test_call_that_the_tags_cannot_hold_is_refused(tagged: httpx.Client) -> None
     assert "beside other values than null" in response.json()["error"]["message"]
 
 
+def test_tool_that_the_tags_cannot_hold_is_offered_beside_a_format(tagged: httpx.Client) -> None:
+    odd = {"type": "object", "properties": {"x": {"type": ["string", "integer"]}}}
+    tool = {"type": "function", "function": {"name": "odd", "parameters": odd}}
+    schema = {"enum": ["yes", "no"]}
+    wish = {
+        "tools": [NOTE, tool],
+        "response_format": {"type": "json_object", "schema": schema},
+        "parallel_tool_calls": False,
+        "temperature": 2,
+        "max_tokens": 60,
+    }
+    for seed in range(8):
+        choice = ask(tagged, "hi", seed=seed, **wish)
+        calls = choice["message"]["tool_calls"] or []
+        assert calls or json.loads(choice["message"]["content"]) in ("yes", "no")
+        assert {call["function"]["name"] for call in calls} <= {"note", "odd"}
+
+
 def test_unknown_format_is_refused_at_the_start(tmp_path: Path) -> None:
     make_echo_engine(tmp_path / "echo")
     with starting(tmp_path, "--tool-format", "pythonic") as server:
