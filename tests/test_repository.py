@@ -97,8 +97,8 @@ def test_ci_runs_what_people_run() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     subprocess.run(["bash", "-n", str(script)], check=True)
-    commands = script.read_text(encoding="utf-8").splitlines()[-3:]
-    assert commands == ["make check", "make test", "make test-image"]
+    commands = script.read_text(encoding="utf-8").splitlines()[-4:]
+    assert commands == ["make check", "make test", "make test-image", "make test-clients"]
 
 
 def test_clients_of_node_are_pinned_and_come_from_whatever_registry_is_set() -> None:

@@ -71,7 +71,9 @@ class _OpenCall:
 class ChatReader:
     """Reads one choice. `calls` are its whole ones so far, by index.
 
-    `cut_call` is the one that the answer ended in because it was not allowed to go on. Where an
+    `cut_call` is the one that the answer ended in. A stream cannot take back the beginning that it
+    has sent, so `feed` keeps it whatever ended the answer; `read`, which shows whole calls only,
+    keeps it where the answer was not allowed to go on, and else has its text as content. Where an
     answer `must_call` it is nothing but calls, so what is left of one is no content either.
 
     Where the text must end with the first call, whoever makes the text has it read ahead, and
@@ -132,7 +134,7 @@ class ChatReader:
         self, text: str, *, is_over: bool = False, is_cut: bool = False
     ) -> list[Reasoning | Content | ToolCall]:
         """The same in the order of the text, where a call is a piece once it is whole or cut."""
-        thought, events = self._take(text, is_over, is_cut)
+        thought, events = self._take(text, is_over, is_cut, keeps_beginnings=False)
         pieces: list[Reasoning | Content | ToolCall] = [Reasoning(thought)] if thought else []
         for event in events:
             self._note(event)
@@ -145,10 +147,14 @@ class ChatReader:
                 pieces.append(self.cut_call)
         return pieces
 
-    def _take(self, text: str, is_over: bool, is_cut: bool) -> tuple[str, list[Event]]:
+    def _take(
+        self, text: str, is_over: bool, is_cut: bool, *, keeps_beginnings: bool = True
+    ) -> tuple[str, list[Event]]:
         thought, said = self._split("" if self._is_ahead else text, is_over)
         thought = "".join([*self._thoughts, thought])
-        events = self._events + self._find_calls(said, is_over=is_over, is_cut=is_cut)
+        events = self._events + self._find_calls(said)
+        if is_over:
+            events += self._close_calls(is_cut, keeps_beginnings)
         self._thoughts, self._events = [], []
         return thought, events
 
@@ -161,15 +167,19 @@ class ChatReader:
         thought = "".join(event.text for event in events if isinstance(event, Reasoning))
         return thought, "".join(event.text for event in events if isinstance(event, Content))
 
-    def _find_calls(self, text: str, *, is_over: bool = False, is_cut: bool = False) -> list[Event]:
+    def _find_calls(self, text: str) -> list[Event]:
         if self.tools is None:
             return [Content(text)] if text else []
-        events = self.tools.feed(text)
-        if is_over:
-            rest = self.tools.close(is_cut=is_cut)
-            drops_content = is_cut and self.must_call
-            events += [e for e in rest if not (drops_content and isinstance(e, Content))]
-        return events
+        return self.tools.feed(text)
+
+    def _close_calls(self, is_cut: bool, keeps_beginnings: bool) -> list[Event]:
+        events = [] if self.tools is None else self.tools.close(is_cut=is_cut)
+        broken = [event.index for event in events if isinstance(event, CallBroken)]
+        if keeps_beginnings and broken:
+            # What follows is the text of the call that the answer ends in.
+            return [CallCut(broken[0])]
+        drops_content = is_cut and self.must_call
+        return [e for e in events if not (drops_content and isinstance(e, Content))]
 
     def _note(self, event: Event) -> CallPart | None:
         if isinstance(event, CallStarted):

@@ -12,13 +12,17 @@ from deepinfer.server.chat_body import ChatBody
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.schemas import GenerationBody
 from deepinfer.server.structured import MAX_SHOWN_PLACE
-from deepinfer.text.call_grammar import TAGS, ToolRefused, make_call_grammar
+from deepinfer.text.call_grammar import (
+    ToolRefused,
+    make_call_grammar,
+    make_free_call_grammar,
+)
 from deepinfer.text.either_grammar import either
 from deepinfer.text.json_schema import SchemaRefused
 from deepinfer.text.reasoning import CLOSING, OPENING
 from deepinfer.text.thoughts import allow_thoughts
 from deepinfer.text.tool_calls import ToolFormat
-from deepinfer.text.tool_schema import Tool, choose_tools
+from deepinfer.text.tool_schema import choose_tools
 
 # What says how an answer in words must look, in the three dialects.
 FORMATS = {"response_format", "text.format", "output_config.format", "output_format"}
@@ -63,12 +67,14 @@ def _call_grammar(tool_format: ToolFormat, body: ChatBody) -> str:
     parallel = body.parallel_tool_calls and name is None
     tools = choose_tools(body.offered_tools, name)
     try:
-        return make_call_grammar(tools, tool_format, parallel=parallel)
-    except SchemaRefused as refusal:
-        if not body.requires_call and tool_format not in TAGS:
+        try:
+            return make_call_grammar(tools, tool_format, parallel=parallel)
+        except ToolRefused:
+            if body.requires_call:
+                raise
             # Without a format the model would be free here; any arguments will do.
-            free = [_loosened(tool, tool_format) for tool in tools]
-            return make_call_grammar(free, tool_format, parallel=parallel)
+            return make_free_call_grammar(tools, tool_format, parallel=parallel)
+    except SchemaRefused as refusal:
         raise _explain(body, refusal) from None
 
 
@@ -82,15 +88,6 @@ def _explain(body: ChatBody, refusal: SchemaRefused) -> InvalidValue:
     path = path[:MAX_SHOWN_PLACE]
     rule = f"`{path}` {refusal.rule}; a call of `{refusal.tool_name}` cannot be enforced"
     return InvalidValue(rule, param=path)
-
-
-def _loosened(tool: Tool, tool_format: ToolFormat) -> Tool:
-    """`tool` where its parameters can be enforced, else with any object for arguments."""
-    try:
-        make_call_grammar([tool], tool_format, parallel=False)
-    except SchemaRefused:
-        return Tool(tool.name, {"type": "object", "additionalProperties": True})
-    return tool
 
 
 def read_prompt_end(engine: ServedEngine, body: ChatBody, prompt: Sequence[TokenId]) -> str:

@@ -1,7 +1,9 @@
 """Users' grammars in EBNF or GBNF: read, checked, and written again as what xgrammar keeps to.
 
-GBNF is llama.cpp's form of EBNF: its names may begin with a digit, `.` is any character, and an
-alternative may be empty.
+GBNF is llama.cpp's form of EBNF, read as `src/llama-grammar.cpp` there reads it: names may begin
+with a digit and stand right before a group, `.` is any character, an alternative may be empty,
+literals may hold line breaks, `]` always ends a class, and the last rule of a name counts. Tokens
+are not supported.
 
 xgrammar takes a grammar without any text, such as `root ::= root`, and then holds the model to
 nothing. Here every rule that the root leads to must have a text, and every name a rule.
@@ -115,7 +117,7 @@ class _Parser:
             head = self._reader.match(self._head)
             if head is None:
                 self._reader.fail("must be rules such as `name ::= ...`, one after another")
-            if OWN + head[1] in rules:
+            if OWN + head[1] in rules and not self._is_gbnf:
                 self._reader.fail(f"must not have a second rule `{head[1]}`", start)
             if len(rules) >= MAX_RULES:
                 self._reader.fail(f"must not have more than {MAX_RULES:,} rules")
@@ -144,28 +146,30 @@ class _Parser:
 
     def _term(self) -> Node:
         term = self._atom()
-        while (counted := self._reader.repeated(term)) is not term:
+        self._reader.match(_BLANK)
+        while (counted := self._reader.repeated(term, has_spaces=True)) is not term:
             term = counted
+            self._reader.match(_BLANK)
         return term
 
     def _atom(self) -> Node:
         start = self._reader.at
         name = self._reader.match(self._name)
         if name is not None:
-            if self._reader.next == "(":
+            if self._reader.next == "(" and not self._is_gbnf:
                 self._reader.fail("must not have macros", start)
             return Reference(OWN + name[0])
         one = self._reader.take()
         if one == '"':
             return self._literal(start)
         if one == "[":
-            return self._reader.char_class(start)
+            return self._reader.char_class(start, is_gbnf=self._is_gbnf)
         if one == "(":
             return self._group(start)
         if self._is_gbnf and one == ".":
             return Chars(ANY)
         if self._is_gbnf and one in "<!":
-            self._reader.fail("must not name tokens", start)
+            self._reader.fail("must not name tokens, only characters", start)
         return self._reader.fail(f"has `{one}` where an expression must be", start)
 
     def _group(self, start: int) -> Node:
@@ -179,7 +183,8 @@ class _Parser:
     def _literal(self, start: int) -> Node:
         found: list[str] = []
         while not self._reader.skip('"'):
-            if self._reader.next in ("", "\n"):
+            is_at_line_end = self._reader.next == "\n" and not self._is_gbnf
+            if not self._reader.next or is_at_line_end:
                 self._reader.fail('has a literal without its closing `"`', start)
             at, one = self._reader.at, self._reader.take()
             ranges = self._reader.escape() if one == "\\" else ((ord(one), ord(one)),)

@@ -37,6 +37,9 @@ SHORTHANDS: dict[str, Ranges] = {
 CONTROLS = {"t": "\t", "n": "\n", "r": "\r", "f": "\f", "v": "\v", "a": "\a"}
 HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
 _COUNTS = re.compile(r"\{(?:([0-9]{1,9})|([0-9]{0,9}),([0-9]{0,9}))\}")
+_SPACED_COUNTS = re.compile(
+    r"\{\s*(?:([0-9]{1,9})|([0-9]{0,9})\s*,\s*([0-9]{0,9}))\s*\}"
+)  # in grammars; in a regular expression `{1, 2}` is no count
 _SIMPLE_COUNTS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
 
 
@@ -84,16 +87,16 @@ class PatternReader:
         if not self.skip(")"):
             self.fail("has a group without `)`", opened_at)
 
-    def repeated(self, item: Node) -> Node:
-        """`item`, or as often as what comes next says."""
-        counts = self._counts()
+    def repeated(self, item: Node, *, has_spaces: bool = False) -> Node:
+        """`item`, or as often as what comes next says; `has_spaces` where counts may have them."""
+        counts = self._counts(_SPACED_COUNTS if has_spaces else _COUNTS)
         return item if counts is None else Repeat(item, *counts)
 
-    def _counts(self) -> tuple[int, int | None] | None:
+    def _counts(self, pattern: re.Pattern[str]) -> tuple[int, int | None] | None:
         if self.next in _SIMPLE_COUNTS:
             return _SIMPLE_COUNTS[self.take()]
         start = self.at
-        found = self.match(_COUNTS)
+        found = self.match(pattern)
         if found is None:
             return None
         exact, least, most = found.groups()
@@ -105,19 +108,24 @@ class PatternReader:
             self.fail("must not have a highest count below the lowest", start)
         return lowest, highest
 
-    def char_class(self, start: int) -> Chars:
-        """The rest of a class, whose `[` at `start` has been read."""
+    def char_class(self, start: int, *, is_gbnf: bool = False) -> Chars:
+        """The rest of a class, whose `[` at `start` has been read.
+
+        In GBNF `]` ends a class wherever it is, and `[:` is two characters.
+        """
         is_negated = self.skip("^")
         found: list[tuple[int, int]] = []
-        is_first = True
+        is_first = not is_gbnf
         while is_first or self.next != "]":
             if not self.next:
                 self.fail("has a class of characters without `]`", start)
-            if self.text.startswith(("[:", "[=", "[."), self.at):
+            if not is_gbnf and self.text.startswith(("[:", "[=", "[."), self.at):
                 self.fail("must name characters one by one, not by POSIX classes")
             found += self._class_item()
             is_first = False
         self.take()
+        if not found:
+            self.fail("has a class without any character", start)
         return self.chars(negate(union(found)) if is_negated else union(found), start)
 
     def chars(self, ranges: Ranges, start: int) -> Chars:

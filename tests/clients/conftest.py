@@ -23,6 +23,7 @@ NODE_DIR = HERE / "node"
 CLIENT_PYTHON = ROOT / ".venv-clients" / "bin" / "python"
 RUN_S = 400.0  # of one client's whole suite, on a machine that does other things as well
 MIN_NODE = 20
+MIN_JAVA = 11  # runs source files, and has the HTTP client
 
 # Its tests belong to the environment of the clients, which has none of our packages.
 collect_ignore = ["python"]
@@ -70,6 +71,10 @@ def java() -> str:
     command = shutil.which("java")
     if command is None or shutil.which("javac") is None:
         pytest.skip("no JDK is installed: Debian has one as default-jdk-headless")
+    shown = subprocess.run([command, "-version"], capture_output=True, text=True).stderr
+    version = re.search(r'version "(\d+)', shown)
+    if version is None or int(version[1]) < MIN_JAVA:
+        pytest.skip(f"the clients need a JDK {MIN_JAVA} or later; this is {shown.strip()}")
     return command
 
 

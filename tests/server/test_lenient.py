@@ -79,6 +79,12 @@ def test_model_without_a_name_is_the_default_one(
     assert (answer.status_code, answer.json()["model"]) == (200, MODEL_ID)
 
 
+def test_compaction_needs_no_name_either(http: httpx.Client) -> None:
+    for name in ("", None):  # the SDKs send both; null where a stored response is compacted
+        answer = http.post("/v1/responses/compact", json={"model": name, "input": "hi"})
+        assert answer.status_code == 200, answer.text
+
+
 @pytest.mark.parametrize("path", ["/tokenize", "/v1/messages/count_tokens"])
 def test_counting_tokens_needs_no_name_either(http: httpx.Client, path: str) -> None:
     assert http.post(path, json={"messages": TURN, "model": ""}).status_code == 200

@@ -111,6 +111,20 @@ def test_length_ends_an_answer(sdk: anthropic.Anthropic) -> None:
     assert (answer.stop_reason, answer.usage.output_tokens) == ("max_tokens", 3)
 
 
+@pytest.mark.parametrize("tools", [[], [WEATHER]], ids=["plain", "tools"])
+def test_zero_tokens_are_an_empty_answer(sdk: anthropic.Anthropic, tools: list[Any]) -> None:
+    """By Anthropic's reference: it fills the cache of prompts."""
+    prompt = ask(sdk, user("a b c"), tools=tools).usage.input_tokens
+    answer = ask(sdk, user("a b c"), max_tokens=0, tools=tools)
+    assert (answer.content, answer.stop_reason) == ([], "max_tokens")
+    assert (answer.usage.input_tokens, answer.usage.output_tokens) == (prompt, 0)
+    with sdk.messages.stream(
+        model=MODEL_ID, max_tokens=0, messages=[{"role": "user", "content": "a b c"}], tools=tools
+    ) as stream:
+        end = stream.get_final_message()
+    assert (end.content, end.stop_reason, end.usage.output_tokens) == ([], "max_tokens", 0)
+
+
 def test_answer_is_as_long_as_the_context_has_room(sdk: anthropic.Anthropic) -> None:
     answer = ask(sdk, user("one two " * 450), max_tokens=CONTEXT_LENGTH)
     assert answer.stop_reason == "model_context_window_exceeded"
@@ -139,6 +153,37 @@ def test_blocks_stand_in_the_order_of_the_text(saying: anthropic.Anthropic) -> N
     assert kinds == ["thinking", "text", "tool_use", "text", "tool_use"]
     ids = {block.id for block in answer.content if block.type == "tool_use"}
     assert len(ids) == 2
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_tool_runner_of_the_sdk_goes_on_without_a_thread(
+    saying: anthropic.Anthropic, is_stream: bool
+) -> None:
+    @anthropic.beta_tool
+    def get_weather(city: str, days: int) -> str:
+        """Say the weather."""
+        return f"{days} days of sun in {city}"
+
+    with pytest.raises(anthropic.BadRequestError, match="`thread`"):
+        say(saying, "x", extra_body={"thread": {"type": "create"}})
+    runner = saying.beta.messages.tool_runner(
+        model=MODEL_ID, max_tokens=200, tools=[get_weather], messages=[user(CALL)], stream=is_stream
+    )
+    last = runner.until_done()
+    assert last.content[0].text == f"2 days of sun in {INPUT['city']}"
+
+
+@pytest.mark.parametrize("stop_sequences", [[], ["days"]])
+def test_call_that_ends_early_stays_text(
+    saying: anthropic.Anthropic, stop_sequences: list[str]
+) -> None:
+    """As a block its input would be an object, which clients run as if it were whole."""
+    text = CALL.partition("days")[0]
+    begun = text if not stop_sequences else CALL
+    answer = say(saying, begun, tools=[WEATHER], stop_sequences=stop_sequences)
+    (block,) = answer.content
+    assert block.type == "text" and block.text == text
+    assert answer.stop_reason == ("stop_sequence" if stop_sequences else "end_turn")
 
 
 def test_call_that_is_no_json_stays_text(saying: anthropic.Anthropic) -> None:

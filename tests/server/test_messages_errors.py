@@ -50,7 +50,7 @@ CASES: dict[str, Case] = {
     "messages empty": ({"messages": []}, INVALID, "messages"),
     "too many messages": ({"messages": [user("x")] * 10_001}, INVALID, "messages"),
     "no max_tokens": ({"max_tokens": ...}, MISSING, "max_tokens"),
-    "max_tokens 0": ({"max_tokens": 0}, INVALID, "max_tokens"),
+    "max_tokens -1": ({"max_tokens": -1}, INVALID, "max_tokens"),  # a number by the reference
     "max_tokens text": ({"max_tokens": "5"}, INVALID, "max_tokens"),
     "another role": ({"messages": [{"role": "tool", "content": "x"}]}, INVALID, "messages[0].role"),
     "no content": ({"messages": [{"role": "user"}]}, MISSING, "messages[0].content"),

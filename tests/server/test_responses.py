@@ -214,6 +214,19 @@ def test_call_that_was_cut_is_incomplete(echo: openai.OpenAI) -> None:
     assert ARGUMENTS.startswith(call.arguments) and call.arguments != ARGUMENTS
 
 
+def test_call_that_ends_early_is_incomplete_and_no_text(echo: openai.OpenAI) -> None:
+    text = CALL.partition("days")[0]
+    response = echo.responses.create(
+        model=MODEL_ID,
+        input=text,
+        tools=[WEATHER_TOOL],  # type: ignore[list-item]
+    )
+    assert response.status == "completed", "the model has ended it"
+    (call,) = response.output
+    assert call.type == "function_call" and call.status == "incomplete"
+    assert text.endswith(call.arguments) and call.arguments.startswith("{")
+
+
 @pytest.mark.parametrize("fields", [{}, {"tools": [WEATHER_TOOL], "tool_choice": "none"}])
 def test_without_an_offer_nothing_is_a_call(echo: openai.OpenAI, fields: dict[str, Any]) -> None:
     response = echo.responses.create(model=MODEL_ID, input=CALL, **fields)

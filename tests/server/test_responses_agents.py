@@ -304,6 +304,74 @@ def test_whole_answers_go_back_verbatim(echo: httpx.Client, listing: httpx.Clien
     assert kept == output, "with their ids and statuses"
 
 
+# One system turn in front, and users and the assistant in turns, as Llama's and others demand it.
+STRICT_TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'system' and not loop.first %}"
+    "{{ raise_exception('one system turn in front') }}{% endif %}{% endfor %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ '\\n' }}{% endfor %}"
+)
+# And none at all, as Gemma's.
+NO_SYSTEM_TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turn') }}"
+    "{% endif %}{{ m.role }}: {{ m.content }}{{ '\\n' }}{% endfor %}"
+)
+
+
+@pytest.fixture(scope="module", params=["one in front", "none"])
+def strict(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[httpx.Client, str]]:
+    """A model with such a template, and the role that says what the system does."""
+    is_one = request.param == "one in front"
+    template, role = (STRICT_TEMPLATE, "system") if is_one else (NO_SYSTEM_TEMPLATE, "user")
+    with serving_template(tmp_path_factory.mktemp("strict"), template) as server:
+        with client_of(server) as client:
+            yield client, role
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+TALK = [turn("user", "one"), turn("assistant", "two"), turn("user", "three")]
+
+
+@pytest.mark.parametrize(
+    ("instructions", "items", "system"),
+    [
+        ("First.", TALK, ["First."]),
+        ("First.", [turn("developer", "Second."), *TALK], ["First.", "Second."]),
+        ("First.", [turn("system", "Second."), *TALK], ["First.", "Second."]),
+        (None, [turn("system", "First."), turn("developer", "Second."), *TALK], None),
+        ("First.", [*TALK[:2], turn("developer", "Second."), TALK[2]], ["First.", "Second."]),
+        (None, [*TALK[:2], turn("system", "First."), TALK[2]], ["First."]),
+        ("First.", [*TALK, turn("developer", "Second.")], ["First.", "Second."]),
+    ],
+)
+def test_instructions_and_developers_are_one_system_turn(
+    strict: tuple[httpx.Client, str],
+    instructions: str | None,
+    items: list[dict[str, str]],
+    system: list[str] | None,
+) -> None:
+    http, role = strict
+    said = "\n\n".join(system or ["First.", "Second."])
+    front = f"system: {said}\nuser: one" if role == "system" else f"user: {said}\n\none"
+    prompt = list_prompt(http, items, instructions=instructions)
+    assert prompt == f"{front}\nassistant: two\nuser: three\n"
+
+
+def test_instructions_and_a_stored_conversation_are_one_system_turn(
+    strict: tuple[httpx.Client, str],
+) -> None:
+    http, role = strict
+    first = ask(http, [turn("developer", "Kept."), turn("user", "one")], instructions="Once.")
+    prompt = list_prompt(http, "three", instructions="Now.", previous_response_id=first["id"])
+    start = "system: Now.\n\nKept.\nuser: one\n"
+    assert prompt.startswith(start if role == "system" else "user: Now.\n\nKept.\n\none\n")
+    assert "Once." not in prompt.split("assistant: ")[0], "instructions are not kept"
+
+
 def test_thoughts_of_calls_are_joined(listing: httpx.Client) -> None:
     call = {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}
     prompt = list_prompt(

@@ -188,6 +188,37 @@ def test_call_that_max_tokens_cuts_is_a_partial_call(
     assert len(seen) > 5
 
 
+@pytest.mark.parametrize("fields", [{}, {"parallel_tool_calls": False}])
+@pytest.mark.parametrize("is_stop_string", [True, False], ids=["stop string", "end of text"])
+def test_call_that_ends_early_is_the_same_in_a_stream(
+    echo: httpx.Client, is_stop_string: bool, fields: dict[str, Any]
+) -> None:
+    seen = set()
+    for length in range(len("<tool_call>"), CALL.rindex("}") + 1, 3):
+        content = f"{CALL[:length]}STOP" if is_stop_string else CALL[:length]
+        wish = {"tools": [WEATHER], "stop": ["STOP"], **fields}
+        choice = ask(echo, content, **wish)
+        message = choice["message"]
+        whole = [call["function"] for call in message["tool_calls"] or []]
+        streamed = stream(echo, content, **wish)
+        assert join_deltas(streamed) == (message["content"] or "", whole)
+        assert streamed[-1]["finish_reason"] == choice["finish_reason"] == "stop"
+        if not whole:
+            assert message["content"] == CALL[:length], "no call has begun"
+            continue
+        assert not message["content"], "the text of a call is not said twice"
+        seen.add(whole[0]["arguments"])
+        assert whole[0]["name"] == "get_weather" and ARGUMENTS.startswith(whole[0]["arguments"])
+    assert len(seen) > 5
+
+
+def test_whole_call_before_one_that_ends_early_is_called(echo: httpx.Client) -> None:
+    choice = ask(echo, f"{CALL}\n{CALL[:70]}", tools=[WEATHER])
+    whole, begun = (call["function"]["arguments"] for call in choice["message"]["tool_calls"])
+    assert whole == ARGUMENTS and ARGUMENTS.startswith(begun) and begun != ARGUMENTS
+    assert choice["finish_reason"] == "tool_calls"
+
+
 def test_text_that_was_read_ahead_is_not_read_again() -> None:
     parser = FirstCallParser(open_parser(ToolFormat.HERMES))
     reader = ChatReader(ReasoningParser(is_open=True), parser, new_id=lambda: "call_1")
@@ -374,6 +405,24 @@ def test_call_that_the_tags_cannot_hold_is_refused(tagged: httpx.Client) -> None
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "tools[0].function.parameters.properties.x"
     assert "beside other values than null" in response.json()["error"]["message"]
+
+
+def test_tool_that_the_tags_cannot_hold_is_offered_beside_a_format(tagged: httpx.Client) -> None:
+    odd = {"type": "object", "properties": {"x": {"type": ["string", "integer"]}}}
+    tool = {"type": "function", "function": {"name": "odd", "parameters": odd}}
+    schema = {"enum": ["yes", "no"]}
+    wish = {
+        "tools": [NOTE, tool],
+        "response_format": {"type": "json_object", "schema": schema},
+        "parallel_tool_calls": False,
+        "temperature": 2,
+        "max_tokens": 60,
+    }
+    for seed in range(8):
+        choice = ask(tagged, "hi", seed=seed, **wish)
+        calls = choice["message"]["tool_calls"] or []
+        assert calls or json.loads(choice["message"]["content"]) in ("yes", "no")
+        assert {call["function"]["name"] for call in calls} <= {"note", "odd"}
 
 
 def test_unknown_format_is_refused_at_the_start(tmp_path: Path) -> None:

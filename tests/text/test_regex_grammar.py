@@ -163,6 +163,36 @@ def test_gbnf_is_taken_as_llama_cpp_writes_it() -> None:
         make_ebnf_grammar(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "takes", "refuses"),
+    [
+        pytest.param('root ::= "a" item("," item)*\nitem ::= "b"', "ab,b", "a", id="no macros"),
+        pytest.param('root ::= "a" * "b" {2} # twice\n  "c" +', "aabbc", "abc", id="space"),
+        pytest.param('root ::= "a"{ 1 , 2 } "b"{ 2 } [c]{ 1 , }', "aabbcc", "aaabbc", id="counts"),
+        pytest.param('root ::= "a\nb"', "a\nb", "ab", id="line break in a literal"),
+        pytest.param("root ::= [[:] [[.] [^[=]", "[.x", "a", id="no POSIX classes"),
+        pytest.param('root ::= "a"\nroot ::= "b"', "b", "a", id="the last rule counts"),
+        pytest.param("root ::= [a-] [-b] [^\n] .", "--a\n", "aa", id="dashes and dots"),
+        pytest.param('root ::= "\\[\\]\\"\\x41\\u00e9"', '[]"Aé', "[]", id="escapes"),
+        pytest.param('root ::= () "a" (| "b")', "a", "", id="nothing in a group"),
+    ],
+)
+def test_gbnf_is_read_as_llama_cpp_reads_it(text: str, takes: str, refuses: str) -> None:
+    grammar = Grammar(make_ebnf_grammar(text, is_gbnf=True))
+    assert grammar.has(takes) and not grammar.has(refuses)
+
+
+@pytest.mark.parametrize("text", ["root ::= []", "root ::= [^]", "root ::= []a]"])
+def test_gbnf_with_a_class_of_nothing_is_refused(text: str) -> None:
+    with pytest.raises(GrammarRefused, match="class without any character"):
+        make_ebnf_grammar(text, is_gbnf=True)
+
+
+def test_braces_with_spaces_are_no_count_in_a_regular_expression() -> None:
+    grammar = Grammar(make_regex_grammar("a{1, 2}"))
+    assert grammar.has("a{1, 2}") and not grammar.has("aa")
+
+
 @pytest.mark.parametrize("token", ["<[1000]>", "<think>", "!<think>"])
 def test_gbnf_of_tokens_is_refused(token: str) -> None:
     with pytest.raises(GrammarRefused, match="tokens"):

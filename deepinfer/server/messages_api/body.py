@@ -250,7 +250,10 @@ class MessagesBody(PromptBody):
     """The body of POST /v1/messages."""
 
     max_tokens: int = Field(
-        ge=1, le=INT32_MAX, description="Most tokens to generate, as far as the context has room"
+        ge=0,
+        le=INT32_MAX,
+        description="Most tokens to generate, as far as the context has room; with 0 the prompt is "
+        "read into the prefix cache and the answer is empty",
     )
     temperature: float = Field(
         default=1.0, ge=0, le=2, description="Sampling temperature; 0 is greedy"

@@ -24,6 +24,9 @@ TYPES = {
     504: "timeout_error",
 }
 OTHER_TYPE = "invalid_request_error"
+# By our code and parameter, the `error_code` that Anthropic's SDKs look for. After this one their
+# tool runners, which ask for a conversation that the server holds, go on by sending the whole one.
+SDK_ERROR_CODES = {("unsupported_parameter", "thread"): "thread_unsupported_request"}
 
 
 def speaks_messages(scope: Scope) -> bool:
@@ -36,9 +39,10 @@ def speaks_messages(scope: Scope) -> bool:
 def as_messages_error(body: dict[str, Any], status: int, request_id: str) -> dict[str, Any]:
     """`body` is an error in the shape of the other routes."""
     error = body["error"]
+    error_code = SDK_ERROR_CODES.get((error["code"], error["param"]), error["code"])
     own = {
         **error,
         "type": TYPES.get(status, OTHER_TYPE),
-        "details": {"error_code": error["code"]},
+        "details": {"error_code": error_code},
     }
     return {"type": "error", **body, "error": own, "request_id": request_id}

@@ -288,7 +288,7 @@ class CompactBody(Schema):
     refused = {"image": ({},)}
     without_effect = refused_fields.RESPONSE_COMPACT_WITHOUT_EFFECT
 
-    model: str | None = _as_in_chats("model")
+    model: ModelName | None = _as_in_chats("model")
     input: OptionalInput = Field(
         default_factory=list, description="A user's text, or items in order"
     )
