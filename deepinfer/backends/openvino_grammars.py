@@ -57,6 +57,11 @@ class GrammarGate:
         """Forget a request; an unknown id is not an error."""
         self._held.pop(request_id, None)
 
+    def drop_all(self) -> list[str]:
+        """Forget every request that is held; returns their ids."""
+        held, self._held = list(self._held), {}
+        return held
+
     def release(self, timeout_s: float) -> Iterator[tuple[GenerationRequest, str | None]]:
         """The requests whose grammar has been tried, with what is wrong with it if anything is.
 
@@ -110,6 +115,7 @@ class GrammarGate:
             elif digest is not None:
                 self._verdicts[digest] = TOO_LARGE if trial.is_ready else NOT_STARTED
             trial.end()
+            self._trial = None  # the next one may not start
             # Started before it is asked for, so that nobody waits for it but the next grammar.
             self._trial = _Trial.start(self._payload_dir, self._vocab_size)
 

@@ -83,9 +83,10 @@ class EngineHost:
             logger.error("%s", error.message)
             self._broadcast(wire.Failed(error.message, error.hint))
             return 1
-        except BackendFault as error:
-            logger.exception("the backend failed")
-            self._broadcast(wire.Failed(error.message))
+        except Exception as error:
+            logger.exception("the engine failed")
+            message = error.message if isinstance(error, BackendFault) else describe(error)
+            self._broadcast(wire.Failed(message))
             return 1
         self._backend.close()
         return 0
@@ -215,7 +216,12 @@ class EngineHost:
                 priority=message.priority,
                 is_bounded=not message.is_resumed,
             )
-        except RequestError as error:
+        except Exception as failure:  # whatever a library raises here is about these requests
+            if isinstance(failure, RequestError):
+                error = failure
+            else:
+                logger.exception("requests %s cannot be judged", ", ".join(ids))
+                error = InternalError("the engine could not judge the request")
             peer.send(
                 wire.Rejected(ids, error.code, error.message, error.param, error.retry_after_s)
             )
@@ -317,6 +323,12 @@ class EngineHost:
         if chunk.finish_reason is not None:
             del self._owners[chunk.request_id]
             self._queue.release(chunk.request_id)
+
+
+def describe(error: Exception) -> str:
+    """One line of what nobody foresaw."""
+    lines = str(error).splitlines()
+    return f"the engine failed: {type(error).__name__}" + (f": {lines[0]}" if lines else "")
 
 
 def main() -> int:
