@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from deepinfer import logs
+from deepinfer import logs, tasks
 from deepinfer.engine import EngineOptions
 from deepinfer.manifest import EngineFolder
 
@@ -37,9 +37,10 @@ BACKLOG = 256  # more than API processes, all of which wait there between two li
 class EngineSupervisor:
     """One engine's process, over all its lives.
 
-    `on_start` is called each time the process has been started, `on_exit` with the exit status each
-    time it ends without having been asked to. `on_exit` returns how many seconds the next start may
-    be put off at most, or None for no next one.
+    `on_start` is called each time the process has been started. `on_exit` is called each time it
+    ends without having been asked to, or cannot be started again, with what happened and the id of
+    the process that was; it returns how many seconds the next start may be put off at most, or None
+    for no next one.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class EngineSupervisor:
         engine: EngineFolder,
         options: EngineOptions,
         on_start: Callable[[], None],
-        on_exit: Callable[[int], float | None],
+        on_exit: Callable[[str, int | None], float | None],
     ) -> None:
         self.engine = engine
         self.options = options
@@ -75,7 +76,8 @@ class EngineSupervisor:
     async def start(self) -> None:
         """Start the first process and return at once."""
         await self._spawn()
-        self._watcher = asyncio.create_task(self._watch())
+        name = "the engine's supervisor"
+        self._watcher = tasks.start(tasks.keep_running(name, self._watch), name)
 
     def kill(self) -> None:
         """End the process that runs now by force; another one is started."""
@@ -111,18 +113,28 @@ class EngineSupervisor:
 
     async def _watch(self) -> None:
         backoff_s = 0.0
-        while self._process is not None:
+        fault = "the engine process cannot be started"
+        while True:
             started_at = time.monotonic()
-            status = await self._process.wait()
-            logger.error("the engine process ended with status %d", status)
-            max_backoff_s = self._on_exit(status)
+            pid = None
+            if self._process is not None:
+                pid = self._process.pid
+                fault = f"the engine process ended with status {await self._process.wait()}"
+            max_backoff_s = self._on_exit(fault, pid)
             if max_backoff_s is None:
+                logger.error("%s", fault)
                 return
             if time.monotonic() - started_at > STABLE_AFTER_S:
                 backoff_s = 0.0
-            await asyncio.sleep(min(backoff_s, max_backoff_s))
+            pause_s = min(backoff_s, max_backoff_s)
+            logger.error("%s; starting it again in %g s", fault, pause_s)
+            await asyncio.sleep(pause_s)
             backoff_s = min(max(2 * backoff_s, FIRST_BACKOFF_S), max_backoff_s)
-            await self._spawn()
+            self._process = None
+            try:
+                await self._spawn()
+            except Exception as error:  # there may be no memory or no file descriptors for it now
+                fault = f"the engine process cannot be started: {error}"
 
     async def _stop(self, process: asyncio.subprocess.Process) -> None:
         if process.stdin is not None:

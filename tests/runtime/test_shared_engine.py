@@ -118,7 +118,7 @@ async def test_engine_that_is_given_up_is_given_up_by_all(tmp_path: Path) -> Non
         assert "cannot be started again" in str(error)
         # Whoever comes now is told the same as those that saw it die.
         async with sharing(owner, options) as late:
-            assert late.status.phase == "restarting"
+            assert late.status.phase == "failed"
             await raises_soon(EngineUnavailable, collect(late, request("b")))
 
 
