@@ -14,23 +14,26 @@ import os
 import shutil
 import socket
 import sys
-import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 import msgspec
 
 from deepinfer import logs, tasks
 from deepinfer.engine import EngineOptions
 from deepinfer.manifest import EngineFolder
+from deepinfer.temp_folders import TempFolder
 
 logger = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S = 0.25
 STABLE_AFTER_S = 60.0  # an engine that lived this long is restarted at once again
 STOP_TIMEOUT_S = 5.0
-MAX_TEMP_DIR_BYTES = 70
+# Words of the names of variables that hold what is nobody's business but the API process's.
+SECRET_WORDS = {
+    *("KEY", "KEYS", "APIKEY", "TOKEN", "TOKENS", "SECRET", "SECRETS", "PASSWORD", "PASSWD"),
+    *("PASSPHRASE", "CREDENTIAL", "CREDENTIALS", "AUTHORIZATION", "COOKIE"),
+}
 BACKLOG = 256  # more than API processes, all of which wait there between two lives
 
 
@@ -55,11 +58,10 @@ class EngineSupervisor:
         self.num_starts = 0
         self._on_start = on_start
         self._on_exit = on_exit
-        # The path of a socket has 107 bytes at most, and TMPDIR may have more.
-        is_long = len(os.fsencode(tempfile.gettempdir())) > MAX_TEMP_DIR_BYTES
-        folder = tempfile.mkdtemp(prefix="deepinfer-", dir="/tmp" if is_long else None)
-        self._directory = Path(folder)  # mode 0700
-        self.socket_path = self._directory / "engine.sock"
+        self._folder = TempFolder()
+        # Of what an engine process, and those that it starts, put down and may not live to remove.
+        self._scratch = self._folder.path / "tmp"
+        self.socket_path = self._folder.path / "engine.sock"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(self.socket_path))
         self._listener.listen(BACKLOG)
@@ -93,9 +95,11 @@ class EngineSupervisor:
         if self._process is not None:
             await self._stop(self._process)
         self._listener.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._folder.close()
 
     async def _spawn(self) -> None:
+        shutil.rmtree(self._scratch, ignore_errors=True)  # of the one before
+        self._scratch.mkdir()
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "deepinfer.runtime.host"),
             *("--engine", str(self.engine.path)),
@@ -106,6 +110,7 @@ class EngineSupervisor:
             stdin=asyncio.subprocess.PIPE,  # its closing tells the engine that we are gone
             pass_fds=(self._listener.fileno(),),
             start_new_session=True,  # Ctrl-C in the terminal is for the server to handle
+            env={**engine_environment(os.environ), "TMPDIR": str(self._scratch)},
         )
         self.num_starts += 1
         logger.info("engine process %d started", self._process.pid)
@@ -145,3 +150,17 @@ class EngineSupervisor:
             logger.warning("engine process %d does not end by itself; killing it", process.pid)
             process.kill()
             await process.wait()
+
+
+def engine_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What of the environment an engine process gets: no keys and tokens, which it has no use for.
+
+    Its libraries are native code that works on what strangers have sent. What the configuration
+    says comes to it as options.
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        # A number is a setting, of tokens to generate for instance.
+        if SECRET_WORDS.isdisjoint(name.upper().split("_")) or value.isdecimal()
+    }

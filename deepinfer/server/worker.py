@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from deepinfer import logs
+from deepinfer import logs, tasks
 from deepinfer.config import ServeConfig
 from deepinfer.errors import BackendError, CommandError
 from deepinfer.runtime.client import EngineClient
@@ -90,7 +90,9 @@ class Worker:
         assert state.shelf is not None
         tls = open_tls(state.config.server.tls_certificate, state.config.server.tls_key)
         asyncio.get_running_loop().add_reader(STDIN, self._listen)
-        saving = asyncio.create_task(_save(make_collector(state.engines, state.meter, state.shelf)))
+        collector = make_collector(state.engines, state.meter, state.shelf)
+        name = "the saving of figures"
+        saving = tasks.start(tasks.keep_running(name, lambda: _save(collector)), name)
         try:
             await _join([engine.client for engine in state.engines])
             await lifetime.serve(state, listener, lambda: None, tls, are_started=True)
