@@ -87,7 +87,6 @@ class EngineClient:
         self._engine_pid: int | None = None  # of the last one that was ready
         self._dead_pid: int | None = None
         self._has_lost = False  # a connection, and it is not known yet what to
-        self._num_failed_lives = 0  # since one was ready
         self._has_been_ready = False
         self._is_draining = False
         self._is_closed = False
@@ -201,13 +200,17 @@ class EngineClient:
         if self.status.is_ready:
             return
         if self._has_been_ready:
-            # While the first start after a death may succeed, the request waits for it.
-            if self._num_failed_lives > 1 or not self._max_failed_lives:
+            if self.status.phase == FAILED:
+                raise EngineUnavailable(
+                    f"The engine ended and cannot be started again: {self.status.message}",
+                    retry_after_s=RESTART_RETRY_S,
+                )
+            if not self._max_failed_lives:
                 raise EngineUnavailable(
                     "The engine ended unexpectedly and is being restarted",
                     retry_after_s=RESTART_RETRY_S,
                 )
-            return
+            return  # it waits for the engine, which is expected back
         if self.status.phase == FAILED:
             raise EngineUnavailable(f"The engine failed to load: {self.status.message}")
         raise EngineLoading(
@@ -280,7 +283,7 @@ class EngineClient:
         self._connection = None
         if self._is_closed:
             return
-        if self._has_been_ready:
+        if self._has_been_ready and self.status.phase != FAILED:
             self.status = EngineStatus(RESTARTING, message=self._failure_text)
         self.load = Load()
         self._traffic.lose()
@@ -315,8 +318,8 @@ class EngineClient:
             self.status = EngineStatus(FAILED, message=self._failure_text)
             self._first_load.set()
             return
-        self._num_failed_lives = lives.num_failed
-        if lives.num_failed <= 1:
+        is_given_up = lives.num_failed > self._max_failed_lives + 1
+        if not lives.cannot_start and not is_given_up:
             self.status = EngineStatus(RESTARTING, message=self._failure_text)
             return
         # It is started again all the same, and may be ready one day.
@@ -325,7 +328,7 @@ class EngineClient:
         text = f"The engine ended and cannot be started again: {self._failure_text}"
         error = EngineUnavailable(text)
         # Requests do not wait for ever for an engine that does not come up again.
-        if lives.num_failed > self._max_failed_lives + 1:
+        if is_given_up:
             self._traffic.fail_all(error)
         else:
             self._traffic.fail_new(error)
@@ -345,7 +348,6 @@ class EngineClient:
         self.failure = None
         self.num_ready += 1
         self._has_been_ready = True
-        self._num_failed_lives = 0
         self._first_load.set()
         if self._has_lost:
             self._decide(is_death=message.pid != self._engine_pid)

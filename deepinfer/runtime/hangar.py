@@ -3,7 +3,7 @@
 When the engine dies, whatever it held is grounded here and leaves again when it is back. A request
 that ran and had no token when the engine died is under suspicion, and is tried again beside others
 once these have been seen to live, one suspect at a time. One that was there at two deaths in a row
-leaves before all others and alone: only a death at which nothing else ran is held against a
+leaves before all others and alone, for some seconds at most: only a death at which nothing else ran is held against a
 request. And two deaths prove nothing where engines die all the time: they are weighed against the
 deaths that nobody explains. Where several processes send one engine requests, a gate that they
 share keeps their suspects apart. This module sends nothing.
@@ -22,6 +22,7 @@ from deepinfer.runtime.gate import SuspectGate
 
 RESTART_RETRY_S = 2
 MAX_BLAMES = 2  # a request that has killed the engine so often is not tried again
+MAX_ALONE_S = 5.0  # that others wait for one that is tried alone
 TRIED_ALONE_AFTER = 2  # deaths in a row that it was there at
 MEMORY_S = 600.0  # for so long a death counts that no request explains
 
@@ -56,6 +57,7 @@ class Hangar:
         self._lost: list[Flight] = []  # to what, is not known yet; a part of _grounded
         self._was_alone = False  # whether one of them alone ran
         self._on_trial: Flight | None = None  # and nothing else leaves while it is
+        self._trial_began_at = 0.0
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -75,13 +77,15 @@ class Hangar:
     @property
     def must_ask_again(self) -> bool:
         """Whether `take_off` may let more go later though nothing happens here until then."""
-        return self._gate is not None and bool(self._grounded)
+        return bool(self._grounded) and (self._gate is not None or self.has_trial)
 
     @property
     def has_trial(self) -> bool:
-        """Whether a request flies alone until it has been seen to live."""
+        """Whether a request flies alone until it has been seen to live, or has taken too long."""
         flight = self._on_trial
-        return flight is not None and self.is_airborne(flight) and flight.is_suspect
+        if flight is None or not self.is_airborne(flight) or not flight.is_suspect:
+            return False
+        return self._clock() - self._trial_began_at < MAX_ALONE_S
 
     def find(self, request_id: str) -> Flight | None:
         """None for a request that has ended already, or never was."""
@@ -204,6 +208,7 @@ class Hangar:
             tried = (each for each in grounded if each.num_fruitless >= TRIED_ALONE_AFTER)
             self._on_trial = next(tried, None)
             if self._on_trial is not None:
+                self._trial_began_at = self._clock()
                 return [self._on_trial]
         innocent = [flight for flight in grounded if not flight.is_suspect]
         suspect = next((flight for flight in grounded if flight.is_suspect), None)

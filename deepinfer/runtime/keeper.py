@@ -42,6 +42,7 @@ class EngineKeeper:
         self._num_failed = 0
         self._failure: wire.Failed | None = None
         self._dead_pid: int | None = None
+        self._cannot_start = False  # whether the last start has come to nothing by itself
 
     @property
     def socket_path(self) -> Path:
@@ -68,6 +69,7 @@ class EngineKeeper:
             self._num_failed,
             self._failure,
             self._dead_pid,
+            self._cannot_start,
         )
 
     async def start(self, kept: Kept) -> None:
@@ -101,13 +103,14 @@ class EngineKeeper:
         if self._kept is not None:
             self._kept.ping()
 
-    def _on_exit(self, fault: str, pid: int | None) -> float | None:
+    def _on_exit(self, fault: str, pid: int | None, was_killed: bool) -> float | None:
         """How long to put off the next start at most; None if the engine never came up at all."""
         kept = self._kept
         assert kept is not None, "no engine is started before its client is known"
         was_ready = kept.num_ready > self._num_ready
         self._num_ready = kept.num_ready
         self._num_failed = 1 if was_ready else self._num_failed + 1
+        self._cannot_start = not was_ready and not was_killed
         self._failure = kept.failure or wire.Failed(
             fault, "its last words are in the log above; try again with --log-level DEBUG"
         )

@@ -23,6 +23,7 @@ class Lives(msgspec.Struct, frozen=True):
     num_failed: int = 0  # that have ended since one was ready, that one included
     failure: wire.Failed | None = None  # how the last one ended; None while one is ready
     dead_pid: int | None = None  # of the last process that has ended
+    cannot_start: bool = False  # the last start has come to nothing by itself
 
     @property
     def is_ready(self) -> bool:

@@ -34,6 +34,7 @@ SECRET_WORDS = {
     *("KEY", "KEYS", "APIKEY", "TOKEN", "TOKENS", "SECRET", "SECRETS", "PASSWORD", "PASSWD"),
     *("PASSPHRASE", "CREDENTIAL", "CREDENTIALS", "AUTHORIZATION", "COOKIE"),
 }
+DESCRIPTORS_PER_START = 6  # pipes to the process, and that by which it says that it runs
 BACKLOG = 256  # more than API processes, all of which wait there between two lives
 
 
@@ -41,9 +42,9 @@ class EngineSupervisor:
     """One engine's process, over all its lives.
 
     `on_start` is called each time the process has been started. `on_exit` is called each time it
-    ends without having been asked to, or cannot be started again, with what happened and the id of
-    the process that was; it returns how many seconds the next start may be put off at most, or None
-    for no next one.
+    ends without having been asked to, or cannot be started again, with what happened, the id of the
+    process that was, and whether a signal has ended it; it returns how many seconds the next start
+    may be put off at most, or None for no next one.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class EngineSupervisor:
         engine: EngineFolder,
         options: EngineOptions,
         on_start: Callable[[], None],
-        on_exit: Callable[[str, int | None], float | None],
+        on_exit: Callable[[str, int | None, bool], float | None],
     ) -> None:
         self.engine = engine
         self.options = options
@@ -100,6 +101,7 @@ class EngineSupervisor:
     async def _spawn(self) -> None:
         shutil.rmtree(self._scratch, ignore_errors=True)  # of the one before
         self._scratch.mkdir()
+        _require_descriptors()
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "deepinfer.runtime.host"),
             *("--engine", str(self.engine.path)),
@@ -121,11 +123,12 @@ class EngineSupervisor:
         fault = "the engine process cannot be started"
         while True:
             started_at = time.monotonic()
-            pid = None
+            pid, was_killed = None, False
             if self._process is not None:
-                pid = self._process.pid
-                fault = f"the engine process ended with status {await self._process.wait()}"
-            max_backoff_s = self._on_exit(fault, pid)
+                pid, status = self._process.pid, await self._process.wait()
+                was_killed = status < 0
+                fault = f"the engine process ended with status {status}"
+            max_backoff_s = self._on_exit(fault, pid, was_killed)
             if max_backoff_s is None:
                 logger.error("%s", fault)
                 return
@@ -150,6 +153,17 @@ class EngineSupervisor:
             logger.warning("engine process %d does not end by itself; killing it", process.pid)
             process.kill()
             await process.wait()
+
+
+def _require_descriptors() -> None:
+    """Raise OSError when there are too few for a process, of which uvloop does not say why."""
+    opened: list[int] = []
+    try:
+        while len(opened) < DESCRIPTORS_PER_START:
+            opened += os.pipe()
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def engine_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -24,7 +24,8 @@ from deepinfer.runtime.hangar import Hangar
 
 logger = logging.getLogger(__name__)
 
-# What was interrupted in other processes takes off within this time, and suspects after it.
+# What was interrupted in other processes takes off within this time, and suspects after it; so
+# often it is looked whether one that is tried alone has taken too long.
 GATE_WAIT_S = 0.05
 
 

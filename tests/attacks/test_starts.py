@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -64,22 +65,24 @@ def test_folder_of_a_process_that_was_killed_is_removed_by_the_next_one(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    held = [
-        subprocess.Popen(
-            [sys.executable, "-c", HOLD],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            text=True,
-        )
-        for _ in range(2)
-    ]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with ExitStack() as running:
+        held = [
+            running.enter_context(
+                subprocess.Popen([sys.executable, "-c", HOLD], env=environment, **pipes)  # type: ignore[call-overload]
+            )
+            for _ in range(2)
+        ]
+        _check_folders(tmp_path, held)
+
+
+def _check_folders(parent: Path, held: list[subprocess.Popen[str]]) -> None:
     folders = [Path(each.stdout.readline().strip()) for each in held if each.stdout]
     (folders[0] / "tmp").mkdir()
     (folders[0] / "tmp" / "left").write_text("x")
     held[0].kill()
     held[0].wait()
-    stranger = tmp_path / "deepinfer-of-somebody-else"
+    stranger = parent / "deepinfer-of-somebody-else"
     stranger.mkdir()
     own = TempFolder()
     assert [folder.exists() for folder in folders] == [False, True]
@@ -102,15 +105,9 @@ def test_nothing_is_left_of_servers_that_were_killed_or_did_not_start(tmp_path: 
         os.kill(server.pid, signal.SIGKILL)
         assert server.wait() == -signal.SIGKILL
     assert len(list(temporary.iterdir())) == 1
-    template = engines / "echo" / "tokenizer" / "tokenizer.json"
-    whole = template.read_bytes()
-    template.write_bytes(b"{")
-    with starting(engines, environment=environment) as failed:
+    make_echo_engine(tmp_path / "bad" / "echo", script="no token id")
+    with starting(tmp_path / "bad", environment=environment) as failed:
         assert failed.wait() == 1
-    assert list(temporary.iterdir()) == []
-    template.write_bytes(whole)
-    with serving(engines, environment=environment):
-        pass
     assert list(temporary.iterdir()) == []
 
 

@@ -8,7 +8,7 @@ from deepinfer.errors import EngineUnavailable, QueueFull, RequestAbandoned
 from deepinfer.generation import TokenChunk
 from deepinfer.runtime.call import Call
 from deepinfer.runtime.flight import Flight
-from deepinfer.runtime.hangar import Hangar
+from deepinfer.runtime.hangar import MAX_ALONE_S, Hangar
 from tests.runtime.running import request
 
 
@@ -83,6 +83,25 @@ def test_two_deaths_at_which_it_ran_alone_end_a_request() -> None:
     assert list(ended) == ["a"] and isinstance(ended["a"], RequestAbandoned)
     assert depart(hangar) == ["b"]
     assert len(hangar) == 1
+
+
+def test_others_wait_for_who_is_tried_alone_for_some_seconds_only() -> None:
+    now = 0.0
+    hangar = Hangar(max_resumes=5, clock=lambda: now)
+    flights = {name: launch(hangar, name) for name in "ab"}
+    for _ in range(2):
+        assert die(hangar) == {}
+        assert depart(hangar) == ["a"]
+        flights["a"].is_admitted = True
+        waiting = hangar.find("w") or launch(hangar, "w", is_admitted=False)
+    hangar.hold(waiting)
+    assert hangar.has_trial and hangar.must_ask_again
+    assert depart(hangar) == []
+    now = MAX_ALONE_S
+    assert not hangar.has_trial
+    assert depart(hangar) == ["w"]
+    waiting.is_admitted = True
+    assert die(hangar) == {}  # it did not run alone
 
 
 def test_request_that_never_runs_alone_is_not_blamed() -> None:
