@@ -3,10 +3,10 @@
 When the engine dies, whatever it held is grounded here and leaves again when it is back. A request
 that ran and had no token when the engine died is under suspicion, and is tried again beside others
 once these have been seen to live, one suspect at a time. One that was there at two deaths in a row
-leaves before all others and alone, for some seconds at most: only a death at which nothing else ran is held against a
-request. And two deaths prove nothing where engines die all the time: they are weighed against the
-deaths that nobody explains. Where several processes send one engine requests, a gate that they
-share keeps their suspects apart. This module sends nothing.
+leaves before all others and alone, for some seconds at most: only a death at which nothing else ran
+is held against a request. And two deaths prove nothing where engines die all the time: they are
+weighed against the deaths that nobody explains. Where several processes send one engine requests, a
+gate that they share keeps their suspects apart. This module sends nothing.
 """
 
 from __future__ import annotations
