@@ -222,21 +222,10 @@ class OpenVinoBackend:
         """Start the requests whose grammar compiles; the others end with what is wrong with it."""
         if self._gate is None:
             return
-        try:
-            released = list(self._gate.release(0 if self._handles else TRIAL_WAIT_S))
-        except Exception as error:  # there is no memory for the process that tries, for instance
-            logger.error("grammars cannot be tried: %s", error)
-            for request_id in self._gate.drop_all():
-                yield _failed(request_id, "the engine could not try the request's grammar")
-            return
-        for request, fault in released:
+        for request, fault in self._gate.release(0 if self._handles else TRIAL_WAIT_S):
             grammar = request.sampling.grammar
             if fault is None or grammar is None:
-                try:
-                    self._start(request)
-                except InternalError as error:
-                    logger.warning("request %s: %s", request.request_id, error.message)
-                    yield _failed(request.request_id, error.message)
+                yield from self._start_in_step(request)
                 continue
             yield TokenChunk(
                 request_id=request.request_id,
@@ -244,6 +233,14 @@ class OpenVinoBackend:
                 message=f"`{grammar.param}` is refused: {fault}",
                 refused_param=grammar.param,
             )
+
+    def _start_in_step(self, request: GenerationRequest) -> Iterator[TokenChunk]:
+        """The end of a request that cannot be started: an exception would be everybody's end."""
+        try:
+            self._start(request)
+        except InternalError as error:
+            logger.warning("request %s: %s", request.request_id, error.message)
+            yield _failed(request.request_id, error.message)
 
     def close(self) -> None:
         if self._gate is not None:

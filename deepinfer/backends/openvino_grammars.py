@@ -9,6 +9,7 @@ are kept, a bounded number of them, but those that only time has given.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 import select
@@ -23,6 +24,8 @@ from pathlib import Path
 import msgspec
 
 from deepinfer.generation import GenerationRequest, Grammar
+
+logger = logging.getLogger(__name__)
 
 TRIAL_CPU_S = 1.0  # for compiling, and for some steps; the engine then takes no longer
 # A process that waits uses no processor, so its time has an end as well, far off on any machine.
@@ -57,11 +60,6 @@ class GrammarGate:
         """Forget a request; an unknown id is not an error."""
         self._held.pop(request_id, None)
 
-    def drop_all(self) -> list[str]:
-        """Forget every request that is held; returns their ids."""
-        held, self._held = list(self._held), {}
-        return held
-
     def release(self, timeout_s: float) -> Iterator[tuple[GenerationRequest, str | None]]:
         """The requests whose grammar has been tried, with what is wrong with it if anything is.
 
@@ -69,7 +67,13 @@ class GrammarGate:
         """
         if not self._held:
             return
-        self._advance(timeout_s)
+        try:
+            self._advance(timeout_s)
+        except OSError as error:  # there is no memory or no descriptor for the process that tries
+            logger.error("grammars cannot be tried: %s", error)
+            held, self._held = self._held, {}
+            yield from ((each.request, NOT_STARTED) for each in held.values())
+            return
         timed_out, self._timed_out = self._timed_out, set()
         for request_id, held in list(self._held.items()):
             if held.digest in self._verdicts:
