@@ -71,8 +71,8 @@ class GrammarGate:
             self._advance(timeout_s)
         except OSError as error:  # there is no memory or no descriptor for the process that tries
             logger.error("grammars cannot be tried: %s", error)
-            held, self._held = self._held, {}
-            yield from ((each.request, NOT_STARTED) for each in held.values())
+            untried, self._held = list(self._held.values()), {}
+            yield from ((each.request, NOT_STARTED) for each in untried)
             return
         timed_out, self._timed_out = self._timed_out, set()
         for request_id, held in list(self._held.items()):
