@@ -102,12 +102,6 @@ class ServerSection(Section):
         default=None,
         description="PEM file with the certificate's key; none: it stands in the certificate's",
     )
-    api_workers: int = Field(
-        default=1,
-        ge=1,
-        le=64,
-        description="API processes, which share the port, the engines and all limits",
-    )
     default_max_tokens: int | None = Field(
         default=None,
         ge=0,

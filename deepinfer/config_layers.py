@@ -25,6 +25,11 @@ from deepinfer.errors import ConfigError
 from deepinfer.validation import describe_rule, show_value, suggest
 
 MASK = "********"
+# Keys that earlier versions had, and what to do instead.
+REMOVED = {
+    "server.api_workers": "remove it: one API process sends more tokens than a GPU makes; past one "
+    "process, run several servers behind a load balancer",
+}
 NULL_TAG = "tag:yaml.org,2002:null"
 
 
@@ -84,12 +89,20 @@ def read_environment(environment: Mapping[str, str]) -> Iterator[Setting]:
     for name, value in environment.items():
         if not name.startswith(ENVIRONMENT_PREFIX):
             continue
+        for removed in REMOVED:
+            if name == environment_name(removed):
+                raise removed_setting(removed, f"environment variable `{name}`")
         if name not in paths:
             raise ConfigError(
                 f"unknown environment variable `{name}`",
                 hint=suggest(name, paths),
             )
         yield Setting(paths[name], value, f"environment variable `{name}`")
+
+
+def removed_setting(path: str, source: str) -> ConfigError:
+    """For a key that this version has no longer."""
+    return ConfigError(f"{source}: `{path}` was removed", hint=REMOVED[path])
 
 
 def read_config_file(file: Path) -> list[Setting]:
@@ -128,6 +141,8 @@ class _ConfigFile:
                 continue
             for key, at, node in self._items(section_node, f"`{section}`"):
                 path = f"{section}.{key}"
+                if path in REMOVED:
+                    raise removed_setting(path, at)
                 if path not in known:
                     self._fail(at, "unknown key", path, known)
                 yield Setting(path, self._loader.construct_object(node, deep=True), at)

@@ -18,8 +18,6 @@ from typing import Literal, TextIO
 LogFormat = Literal["text", "json"]
 
 LINE_FORMAT = "%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s"
-# Of one among several processes that do the same.
-PROCESS_LINE_FORMAT = LINE_FORMAT.replace("%(name)s", "[%(process)d] %(name)s")
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 FIELDS = "deepinfer_fields"  # of a log record, where no name of the logging module can be
 
@@ -34,8 +32,8 @@ def with_fields(fields: Mapping[str, object]) -> dict[str, object]:
 class RequestFormatter(logging.Formatter):
     """Ends each line that belongs to a request with the request's id."""
 
-    def __init__(self, *, says_process: bool = False) -> None:
-        super().__init__(PROCESS_LINE_FORMAT if says_process else LINE_FORMAT, TIME_FORMAT)
+    def __init__(self) -> None:
+        super().__init__(LINE_FORMAT, TIME_FORMAT)
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         line = super().formatMessage(record)
@@ -46,10 +44,6 @@ class RequestFormatter(logging.Formatter):
 class JsonFormatter(logging.Formatter):
     """One object a line; a traceback is a string within it."""
 
-    def __init__(self, *, says_process: bool = False) -> None:
-        super().__init__()
-        self._says_process = says_process
-
     def format(self, record: logging.LogRecord) -> str:
         own: dict[str, object] = {
             "time": _format_utc(record.created),
@@ -57,8 +51,6 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if self._says_process:
-            own["process"] = record.process
         request_id = current_request_id.get()
         if request_id is not None:
             own["request_id"] = request_id
@@ -72,14 +64,11 @@ class _OurHandler(logging.StreamHandler[TextIO]):
     """Marks the handler that `configure` may replace; those of others are theirs."""
 
 
-def configure(level: str, format: LogFormat = "text", *, says_process: bool = False) -> None:
-    """Send everything from `level` up to stderr, once, however often this is called.
-
-    `says_process` puts the process's id into each line.
-    """
+def configure(level: str, format: LogFormat = "text") -> None:
+    """Send everything from `level` up to stderr, once, however often this is called."""
     handler = _OurHandler(sys.stderr)
     formatter = JsonFormatter if format == "json" else RequestFormatter
-    handler.setFormatter(formatter(says_process=says_process))
+    handler.setFormatter(formatter())
     root = logging.getLogger()
     for old in _our_handlers():
         root.removeHandler(old)

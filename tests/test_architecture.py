@@ -37,10 +37,8 @@ CLIENT = ["runtime.wire", "runtime.client", "runtime.call"]
 CLIENT_PARTS = [
     *("runtime.wire", "runtime.call", "runtime.connection", "runtime.flight", "runtime.hangar"),
     *("runtime.heartbeat", "runtime.supervisor", "runtime.watchdog", "runtime.gate"),
-    *("runtime.lives", "runtime.keeper", "runtime.distant", "runtime.traffic"),
+    *("runtime.lives", "runtime.keeper", "runtime.traffic"),
 ]
-
-FRONT = ["front", "worker", "orders"]
 
 # Module, and what of ours it may import; names are below `deepinfer`, the first match counts.
 RULES: dict[str, list[str]] = {
@@ -64,8 +62,6 @@ RULES: dict[str, list[str]] = {
     "runtime.host": [*LOW, "runtime.wire", "runtime.peer", "runtime.queue", "backends.*"],
     **{name: [*LOW, *CLIENT_PARTS] for name in CLIENT_PARTS},
     "runtime.client": [*LOW, *CLIENT_PARTS],
-    # The front keeps engines for its workers, who talk to them.
-    **{f"server.{name}": [*LOW, *TEXT, *CLIENT, *CLIENT_PARTS, "server.*"] for name in FRONT},
     "server.*": [*LOW, *TEXT, *CLIENT, "server.*"],
     "terminal": BASE,
     "doctor.*": [*LOW, "terminal", "doctor.*"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -76,7 +77,6 @@ def test_every_key_can_be_given_in_the_environment() -> None:
         "limits.requests_per_minute": "60",
         "limits.tokens_per_minute": "1000",
         "limits.concurrent_requests": "4",
-        "server.api_workers": "3",
         "server.default_max_tokens": "256",
         "server.max_body_bytes": "2048",
         "server.shutdown_timeout_s": "1.5",
@@ -280,3 +280,19 @@ def test_wrong_option_is_one_line_and_a_hint() -> None:
         'error: option `--port`: `server.port` must be a whole number; `"x"` was given\n'
         "hint: server.port: Port to listen on; 0 takes a free one\n"
     )
+
+
+@pytest.mark.parametrize("given", ["option", "variable", "file"])
+def test_number_of_api_processes_is_refused_with_what_to_do(tmp_path: Path, given: str) -> None:
+    file = write(tmp_path, "server:\n  api_workers: 2\n")
+    options = {"option": ["--api-workers", "2"], "file": ["--config", str(file)], "variable": []}
+    variables = {"DEEPINFER_SERVER_API_WORKERS": "2"} if given == "variable" else {}
+    run = subprocess.run(
+        [sys.executable, "-m", "deepinfer", "serve", "--print-config", *options[given]],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1
+    error, hint = run.stderr.splitlines()
+    assert "`server.api_workers` was removed" in error and "load balancer" in hint

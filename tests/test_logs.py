@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -84,20 +83,6 @@ def test_traceback_is_a_string_of_its_line() -> None:
         line = as_json(record("failed", exc_info=sys.exc_info()))
     assert line["message"] == "failed"
     assert line["exception"].startswith("Traceback") and line["exception"].endswith("why")
-
-
-@pytest.mark.usefixtures("restored")
-@pytest.mark.parametrize("format", ["text", "json"])
-def test_one_of_several_processes_says_which_it_is(
-    capsys: pytest.CaptureFixture[str], format: logs.LogFormat
-) -> None:
-    logs.configure("info", format, says_process=True)
-    logging.getLogger("deepinfer.x").info("hello")
-    line = capsys.readouterr().err
-    if format == "json":
-        assert json.loads(line)["process"] == os.getpid()
-    else:
-        assert f" INFO [{os.getpid()}] deepinfer.x: hello" in line
 
 
 @pytest.mark.usefixtures("restored")

@@ -18,12 +18,11 @@ from benchmarks.side_by_side.deepinfer_http import DeepInfer
 from benchmarks.side_by_side.over_http import HttpContender
 from benchmarks.side_by_side.report import Part
 from benchmarks.side_by_side.rounds import Say, started
-from benchmarks.side_by_side.tables import Turn, find_ratios, judge, rates_of, spread, table
+from benchmarks.side_by_side.tables import Turn, judge, rates_of, spread, table
 
 FIRST_TOKEN_REQUESTS = 50  # one after the other
 FIRST_TOKEN_TARGET_S = 0.003
 GAP_TARGET_S = 0.020
-API_WORKERS = (1, 2)
 
 
 def measure_added_latency(
@@ -97,18 +96,15 @@ def measure_gaps(
 def measure_events(
     model: Model, output_tokens: int, num_rounds: int, end_at: float, logs: Path, say: Say
 ) -> list[Turn]:
-    """Events a second of an engine that is never waited for, by the number of API processes."""
-    servers = {workers: DeepInfer(logs, "--api-workers", str(workers)) for workers in API_WORKERS}
+    """Events a second of an engine that is never waited for."""
+    server = DeepInfer(logs)
     turns: list[Turn] = []
-    with started(list(servers.values()), model, say):
+    with started([server], model, say):
         for number in range(num_rounds + 1):
             load = Load(model.max_streams, PROMPT_TOKENS, output_tokens, number)
-            turn = {
-                str(workers): server.answer(load, load.streams).events_per_s
-                for workers, server in servers.items()
-            }
+            rate = server.answer(load, load.streams).events_per_s
             if number:
-                turns.append(turn)
+                turns.append({server.name: rate})
             if time.monotonic() > end_at:
                 break
     return turns
@@ -137,15 +133,8 @@ def describe_gaps(turns: list[Turn], streams: int) -> str:
 
 
 def describe_events(turns: list[Turn], streams: int) -> str:
-    one = str(API_WORKERS[0])
-    rows = []
-    for name in map(str, API_WORKERS):
-        rate, ratio = spread(rates_of(turns, name)), spread(find_ratios(turns, name, one))
-        rows.append(
-            [name, ratio.show(2) if ratio else "-", rate.show(0) if rate else "-"],
-        )
+    rate = spread([rate for turn in turns for rate in turn.values()])
     return (
         f"{streams} streams of an engine that is never waited for; the client, the engine and the "
-        "API processes share the machine's cores:\n\n"
-        + table(["API processes", "over one", "events/s"], rows)
+        f"API process share the machine's cores: {rate.show(0) if rate else '-'} events/s."
     )

@@ -238,8 +238,10 @@ write_report() {
 
 finish() {
     if [[ -n "${step_pid}" ]]; then
-        kill -TERM "${step_pid}" 2>/dev/null || true
-        wait "${step_pid}" 2>/dev/null || true
+        # A process that was just forked may lose a signal.
+        while kill -TERM "${step_pid}" 2>/dev/null; do
+            sleep 0.2
+        done
         remove_container
     fi
     stop_server

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,16 @@ class ConfigOption(click.Option):
         return super().get_help_record(ctx)
 
 
+def _refuse_removed(path: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def refuse(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
+        if value is not None:
+            from deepinfer.config_layers import removed_setting
+
+            raise removed_setting(path, f"option `{parameter.opts[0]}`")
+
+    return refuse
+
+
 @click.command()
 @click.option("--engine-dir", cls=ConfigOption, path="engine.engine_dir")
 @click.option("--model", cls=ConfigOption, path="engine.model")
@@ -62,7 +72,9 @@ class ConfigOption(click.Option):
 @click.option("--cors-origins", cls=ConfigOption, path="server.cors_origins")
 @click.option("--tls-certificate", cls=ConfigOption, path="server.tls_certificate")
 @click.option("--tls-key", cls=ConfigOption, path="server.tls_key")
-@click.option("--api-workers", cls=ConfigOption, path="server.api_workers")
+@click.option(
+    "--api-workers", hidden=True, expose_value=False, callback=_refuse_removed("server.api_workers")
+)
 @click.option("--default-max-tokens", cls=ConfigOption, path="server.default_max_tokens")
 @click.option("--max-body-bytes", cls=ConfigOption, path="server.max_body_bytes")
 @click.option("--receive-timeout", cls=ConfigOption, path="server.receive_timeout_s")
@@ -151,7 +163,7 @@ def _run(config: ServeConfig, *, log_level: str) -> None:
     from deepinfer.server.choice import apply_max_seq_len, choose_engines
     from deepinfer.server.guessing import choose_draft
     from deepinfer.server.keys import KeyRing, read_keys
-    from deepinfer.server.listen import base_url, is_public, listen_together
+    from deepinfer.server.listen import base_url, is_public, listen
     from deepinfer.server.tls import open_tls
 
     logs.configure(log_level, config.logging.format)
@@ -161,18 +173,14 @@ def _run(config: ServeConfig, *, log_level: str) -> None:
     chosen = choose_engines(config.engine.engine_dir, config.engine.model)
     engines = apply_max_seq_len(chosen, config.engine.max_seq_len)
     draft = choose_draft(engines, config.engine)
-    with ExitStack() as sockets:
-        listeners = listen_together(
-            config.server.host,
-            config.server.port,
-            config.server.api_workers,
-            stalled_client_timeout_s=config.server.stalled_client_timeout_s,
-        )
-        for listener in listeners:
-            sockets.enter_context(listener)
-        url = base_url(listeners[0], has_tls=tls is not None)
+    with listen(
+        config.server.host,
+        config.server.port,
+        stalled_client_timeout_s=config.server.stalled_client_timeout_s,
+    ) as listener:
+        url = base_url(listener, has_tls=tls is not None)
         logger.info("listening on %s", url)
-        if is_public(listeners[0]) and not keys:
+        if is_public(listener) and not keys:
             logger.warning(
                 "ANYONE who can reach %s may use this server: it listens on a public address and "
                 "asks for no API key; set server.api_key or --api-key-file, or listen on 127.0.0.1",
@@ -183,13 +191,10 @@ def _run(config: ServeConfig, *, log_level: str) -> None:
 
         options = _engine_options(config, draft)
         offer = make_offer(config, engines, options, first_name=chosen[0].manifest.name)
-        if config.server.api_workers == 1:
-            _serve_alone(config, offer, keys, listeners[0], url, tls)
-        else:
-            _serve_in_front(config, offer, keys, listeners, url)
+        _serve(config, offer, keys, listener, url, tls)
 
 
-def _serve_alone(
+def _serve(
     config: ServeConfig,
     offer: Offer,
     keys: KeyRing,
@@ -197,7 +202,6 @@ def _serve_alone(
     url: str,
     tls: ssl.SSLContext | None,
 ) -> None:
-    """In this process: HTTP, and the engines' keeping."""
     import asyncio
 
     from deepinfer.runtime.client import EngineClient
@@ -216,28 +220,6 @@ def _serve_alone(
     finally:
         if state.tracer is not None:
             state.tracer.close()
-
-
-def _serve_in_front(
-    config: ServeConfig,
-    offer: Offer,
-    keys: KeyRing,
-    listeners: Sequence[socket.socket],
-    url: str,
-) -> None:
-    """In processes of their own; each opens the files of TLS for itself."""
-    import asyncio
-    import tempfile
-
-    from deepinfer.server.front import Front
-    from deepinfer.server.lifetime import loop_factory
-
-    with tempfile.TemporaryDirectory(prefix="deepinfer-", ignore_cleanup_errors=True) as folder:
-        with _timing_tokenizers():
-            front = Front(config, offer, keys, Path(folder))
-        announce = partial(_announce, front.state, url)
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(front.serve(listeners, announce))
 
 
 @contextmanager

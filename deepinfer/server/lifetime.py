@@ -88,13 +88,10 @@ async def serve(
     listener: socket.socket,
     announce: Callable[[], None],
     tls: ssl.SSLContext | None = None,
-    *,
-    are_started: bool = False,
 ) -> None:
     """Run until a signal comes and all is drained; call `announce` when the engines are ready.
 
-    `are_started` says that the engines' clients have been started already. Raises BackendError when
-    no engine can be loaded; of several, those that can are served.
+    Raises BackendError when no engine can be loaded; of several, those that can are served.
     """
     started_at = time.monotonic()
     if any(engine.manifest.target.kind == "cpu" for engine in state.engines):
@@ -102,15 +99,15 @@ async def serve(
     signals = StopSignals(state)
     signals.install()
     _reload_keys_on_hangup(state)
-    if not are_started:
-        # Engines load in processes of their own, beside the making of the application.
-        await start_engines(state)
+    # Engines load in processes of their own, beside the making of the application.
+    for engine in state.engines:
+        await engine.client.start()
     server = _make_server(state, tls)
     keep_for_good()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     serving.add_done_callback(lambda _: signals.first.set())
     try:
-        await load_and_wait(state, signals, announce, started_at)
+        await _load_and_wait(state, signals, announce, started_at)
     finally:
         await _drain(state, signals)
         server.should_exit = True
@@ -148,13 +145,7 @@ def keep_for_good() -> None:
     gc.freeze()
 
 
-async def start_engines(state: ServerState) -> None:
-    """Start their processes and return at once."""
-    for engine in state.engines:
-        await engine.client.start()
-
-
-async def load_and_wait(
+async def _load_and_wait(
     state: ServerState, signals: StopSignals, announce: Callable[[], None], started_at: float
 ) -> None:
     """Call `announce` when the started engines are ready; return when a signal has come.

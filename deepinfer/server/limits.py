@@ -2,19 +2,15 @@
 
 A minute begins with the first request after the last minute has ended. Tokens are reserved for the
 longest answer that was asked for, which keeps any number of requests that start together to what
-is allowed, and given back when the answer was shorter. Where the counts are kept is the storage's
-business: the one here is this process's own, `shared/counts.py` has one that processes share.
-Nothing here knows routes or keys.
+is allowed, and given back when the answer was shorter. Nothing here knows routes or keys.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from limits import RateLimitItemPerMinute
@@ -36,24 +32,7 @@ class _Window:
     count: int = 0
 
 
-class Counts(Storage):
-    """A storage of the library's that also counts what runs."""
-
-    STORAGE_SCHEME = None
-
-    @abstractmethod
-    def atomic(self) -> AbstractContextManager[None]:
-        """Within it nobody else counts; an exception undoes what was counted there."""
-
-    @abstractmethod
-    def running(self, key_name: str) -> int:
-        """Requests of a key that have entered and not left."""
-
-    @abstractmethod
-    def add_running(self, key_name: str, amount: int) -> None: ...
-
-
-class ProcessStorage(Counts):
+class MonotonicStorage(Storage):
     """Counts by the monotonic clock: the library's own keeps threads, and minutes of a calendar
     that may be set back."""
 
@@ -65,11 +44,8 @@ class ProcessStorage(Counts):
         self._windows: dict[str, _Window] = {}
         self._running: Counter[str] = Counter()
 
-    def atomic(self) -> AbstractContextManager[None]:
-        # Nothing is awaited between two counts, and nothing is counted before all was asked.
-        return nullcontext()
-
     def running(self, key_name: str) -> int:
+        """Requests of a key that have entered and not left."""
         return self._running[key_name]
 
     def add_running(self, key_name: str, amount: int) -> None:
@@ -145,7 +121,7 @@ class Allowance:
     def __init__(
         self,
         key_name: str,
-        counts: Counts,
+        counts: MonotonicStorage,
         max_running: int | None,
         requests: _Quota | None,
         tokens: _Quota | None,
@@ -162,10 +138,6 @@ class Allowance:
 
     def enter(self) -> None:
         """Count a request. Raises RateLimitExceeded, and then nothing is counted."""
-        with self._counts.atomic():
-            self._enter()
-
-    def _enter(self) -> None:
         running, max_running = self._counts.running, self._max_running
         if max_running is not None and running(self._key_name) >= max_running:
             raise RateLimitExceeded(
@@ -193,10 +165,7 @@ class Allowance:
                 f"{_count(quota.amount, 'token')} a minute are allowed"
             )
         # An answer that could take more than a minute's tokens still has its turn.
-        with self._counts.atomic():
-            self._hold(quota, min(prompt_tokens + max_tokens, quota.amount))
-
-    def _hold(self, quota: _Quota, wanted: int) -> None:
+        wanted = min(prompt_tokens + max_tokens, quota.amount)
         remaining = quota.remaining
         if wanted > remaining:
             detail = f"; {remaining:,} are left, and prompt and `max_tokens` come to {wanted:,}"
@@ -233,8 +202,8 @@ class Allowance:
 class RateLimiter:
     """The counts of all keys, by their names."""
 
-    def __init__(self, counts: Counts | None = None, clock: Clock = time.monotonic) -> None:
-        self._counts = ProcessStorage(clock) if counts is None else counts
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._counts = MonotonicStorage(clock)
         self._clock = clock
 
     def allowance(self, key_name: str, limits: LimitsSection) -> Allowance:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-import sys
 from typing import Any
 
 from deepinfer.errors import ConfigError
@@ -30,31 +29,7 @@ def listen(host: str, port: int, *, stalled_client_timeout_s: float) -> socket.s
             f"cannot listen on `{host}`: {(error.strerror or str(error)).lower()}",
             hint="set another with `--host`",
         ) from None
-    return _open(family, address, (host, port), stalled_client_timeout_s, is_shared=False)
-
-
-def listen_together(
-    host: str, port: int, num_sockets: int, *, stalled_client_timeout_s: float
-) -> list[socket.socket]:
-    """Sockets of one port, which the kernel shares connections out to; one where it does not.
-
-    Raises ConfigError as `listen` does. A backlog belongs to its socket and is there as long as the
-    socket is open anywhere.
-    """
-    first = listen(host, port, stalled_client_timeout_s=stalled_client_timeout_s)
-    if num_sockets == 1 or sys.platform != "linux":
-        return [first]
-    # The first one has had the port for itself until now: sharing it from the beginning would let
-    # another server in that listens on the same port.
-    first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    address = first.getsockname()
-    return [
-        first,
-        *(
-            _open(first.family, address, (host, port), stalled_client_timeout_s, is_shared=True)
-            for _ in range(num_sockets - 1)
-        ),
-    ]
+    return _open(family, address, (host, port), stalled_client_timeout_s)
 
 
 def _open(
@@ -62,14 +37,10 @@ def _open(
     address: Any,
     asked: tuple[str, int],
     stalled_client_timeout_s: float,
-    *,
-    is_shared: bool,
 ) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if is_shared:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         # Accepted connections inherit both.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux

@@ -22,7 +22,6 @@ from prometheus_client.registry import Collector
 from deepinfer import __version__
 from deepinfer.server.engines import EngineCatalog, ServedEngine
 from deepinfer.server.meter import Histogram, HttpMeter
-from deepinfer.server.shared.figures import FigureShelf, SharedCollector
 
 MODEL = ("model_name",)
 ROUTER = ("model_name", "engine_type")
@@ -173,27 +172,12 @@ _DISTRIBUTIONS = (
 )
 
 
-def make_registry(
-    engines: EngineCatalog, http: HttpMeter, shelf: FigureShelf | None = None
-) -> CollectorRegistry:
-    """A registry that belongs to one server, with the figures of its own process beside ours.
-
-    With a `shelf` they are those of all its API processes.
-    """
+def make_registry(engines: EngineCatalog, http: HttpMeter) -> CollectorRegistry:
+    """A registry that belongs to one server, with the figures of its own process beside ours."""
     registry = CollectorRegistry()
-    own = _collectors(engines, http)
-    for collector in own if shelf is None else [SharedCollector(own, shelf)]:
-        registry.register(collector)
+    registry.register(_ServerCollector(engines, http))
+    registry.register(ProcessCollector(registry=None))
     return registry
-
-
-def make_collector(engines: EngineCatalog, http: HttpMeter, shelf: FigureShelf) -> SharedCollector:
-    """What this process counts, added to what others do."""
-    return SharedCollector(_collectors(engines, http), shelf)
-
-
-def _collectors(engines: EngineCatalog, http: HttpMeter) -> list[Collector]:
-    return [_ServerCollector(engines, http), ProcessCollector(registry=None)]
 
 
 class _ServerCollector(Collector):

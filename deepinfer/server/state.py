@@ -13,8 +13,7 @@ from deepinfer.server.engines import EngineCatalog
 from deepinfer.server.keys import KeyRing
 from deepinfer.server.limits import RateLimiter
 from deepinfer.server.meter import HttpMeter
-from deepinfer.server.responses_api.store import Responses, ResponseStore
-from deepinfer.server.shared.figures import FigureShelf
+from deepinfer.server.responses_api.store import ResponseStore
 
 if TYPE_CHECKING:
     # It needs an extra, and a server without traces does without.
@@ -33,8 +32,7 @@ class ServerState:
     limiter: RateLimiter = field(default_factory=RateLimiter)
     is_draining: bool = False
     meter: HttpMeter = field(default_factory=HttpMeter)
-    responses: Responses = field(default_factory=ResponseStore)
-    shelf: FigureShelf | None = None  # of a server with several API processes
+    responses: ResponseStore = field(default_factory=ResponseStore)
     tracer: RequestTracer | None = None
 
     def check_open(self) -> None:

@@ -18,13 +18,25 @@ from deepinfer.errors import InvalidValue
 from deepinfer.generation import FinishReason, Grammar, TokenChunk
 from deepinfer.runtime import wire
 from deepinfer.runtime.client import EngineClient
-from deepinfer.runtime.distant import DistantKeeper
-from deepinfer.runtime.lives import Lives
+from deepinfer.runtime.lives import Kept, Lives
 from tests.engines import make_simulated_engine
 from tests.runtime.running import collect, pid_of, raises_soon, request, running, until
 
 NUM_RECONNECTIONS = 100
 COUNTING = {"counts": True, "step_us": 5_000}
+
+
+class ElsewhereKept:
+    """Keeps an engine that somebody else starts, and knows nothing of its lives."""
+
+    lives = Lives(1)
+
+    def __init__(self, socket_path: Path) -> None:
+        self.socket_path = socket_path
+
+    async def start(self, kept: Kept) -> None: ...
+
+    async def close(self) -> None: ...
 
 
 @contextmanager
@@ -81,7 +93,7 @@ async def test_engine_that_is_ready_at_once_gets_every_request_again(
     engine = make_simulated_engine(tmp_path / "engine")
     path = tmp_path / "engine.sock"
     with quick_engine(path, NUM_RECONNECTIONS, same_pid=same_pid) as submissions:
-        client = EngineClient(engine, EngineOptions(), DistantKeeper(path, Lives(1)))
+        client = EngineClient(engine, EngineOptions(), ElsewhereKept(path))
         await client.start()
         try:
             answer = await asyncio.wait_for(

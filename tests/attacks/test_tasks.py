@@ -18,7 +18,6 @@ from deepinfer import tasks
 from deepinfer.engine import EngineOptions
 from deepinfer.runtime.client import EngineClient
 from deepinfer.runtime.keeper import EngineKeeper
-from deepinfer.server import worker
 from deepinfer.server.disconnect import CancelOnDisconnect
 from deepinfer.server.event_stream import open_stream
 from deepinfer.server.generate import Delta
@@ -32,9 +31,7 @@ COUNTING = {"counts": True, "step_us": 5_000}
 # Whoever has made these waits for them, and so meets whatever they raise.
 AWAITED = {
     "server/event_stream.py": 1,  # the first tokens
-    "server/front.py": 2,
     "server/lifetime.py": 5,
-    "server/pool.py": 1,
 }
 
 
@@ -149,22 +146,6 @@ async def test_watch_for_a_client_that_leaves_is_missed_in_the_log(
     scope = {"type": "http", RECORD_KEY: RequestRecord("r")}
     await CancelOnDisconnect(app)(scope, receive, cast(Any, None))
     assert "the watch for a client that leaves failed" in caplog.text
-
-
-async def test_saving_of_figures_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "SAVE_INTERVAL_S", 0.001)
-    faults, has_saved = iter([Fault("disk")] * 3), asyncio.Event()
-
-    class Collector:
-        def save(self) -> None:
-            for fault in faults:
-                raise fault
-            has_saved.set()
-
-    collector = cast(Any, Collector())
-    saving = tasks.start(tasks.keep_running("saving", lambda: worker._save(collector)), "saving")
-    await asyncio.wait_for(has_saved.wait(), 10)
-    saving.cancel()
 
 
 async def test_work_that_fails_is_begun_again_until_it_returns(

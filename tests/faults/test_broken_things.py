@@ -25,7 +25,7 @@ SOURCES = Path(deepinfer.__file__).parent
 WALL_CLOCK = re.compile(r"\btime\.time(_ns)?\b|datetime\.(now|utcnow)")
 # For the start of a trace, and for a library that wants Unix seconds and counts none of them;
 # elsewhere `int(time.time())` is the date of an answer.
-READERS_OF_THE_DATE = {"server/record.py", "server/limits.py", "server/shared/counts.py"}
+READERS_OF_THE_DATE = {"server/record.py", "server/limits.py"}
 
 
 def make_two(folder: Path) -> None:

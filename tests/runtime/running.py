@@ -17,7 +17,7 @@ from deepinfer.runtime.client import EngineClient
 from deepinfer.runtime.keeper import EngineKeeper
 from tests.engines import make_simulated_engine
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 def request(

@@ -19,7 +19,7 @@ from deepinfer.generation import FinishReason, TokenChunk
 from deepinfer.server.app import create_app
 from deepinfer.server.keys import KeyRing, parse_keys
 from deepinfer.server.limit_check import LIMITED_PATHS
-from deepinfer.server.limits import Allowance, ProcessStorage, RateLimiter
+from deepinfer.server.limits import Allowance, MonotonicStorage, RateLimiter
 from deepinfer.server.state import ServerState
 from tests.server.serving import ServerProcess, make_echo_engine, serving
 from tests.server.test_bad_requests import assert_error
@@ -161,7 +161,7 @@ def test_limit_that_is_not_set_has_no_header() -> None:
 
 def test_forgotten_minutes_take_no_memory() -> None:
     clock = Clock()
-    storage = ProcessStorage(clock)
+    storage = MonotonicStorage(clock)
     for i in range(1000):
         storage.incr(f"key-{i}", 60)
         clock.now += 1

@@ -27,14 +27,10 @@ def lower(max_seq_len: int) -> tuple[str, str]:
     return "--max-seq-len", str(max_seq_len)
 
 
-@pytest.fixture(
-    scope="module", params=[(), ("--api-workers", "2")], ids=["one process", "two workers"]
-)
-def server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ServerProcess]:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     engine = make_echo_engine(tmp_path_factory.mktemp("engines") / "echo", counts=True)
-    with serving(engine.path, *lower(LOWERED), *request.param) as process:
+    with serving(engine.path, *lower(LOWERED)) as process:
         yield process
 
 

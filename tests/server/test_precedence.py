@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections import defaultdict
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.server.serving import DEADLINE_S, client_of, make_echo_engine, serving
+from tests.server.serving import client_of, make_echo_engine, serving
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="policies of Linux")
 
@@ -21,7 +20,7 @@ def policies(pid: int) -> dict[str, set[int]]:
     found: dict[str, set[int]] = defaultdict(set)
     for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
         command = " ".join(process.cmdline())
-        modules = [name for name in ("runtime.host", "server.worker") if name in command]
+        modules = [name for name in ("runtime.host",) if name in command]
         found[modules[0] if modules else "serve"].add(os.sched_getscheduler(process.pid))
     return found
 
@@ -34,14 +33,3 @@ def test_api_process_gives_way_and_its_engine_does_not(tmp_path: Path) -> None:
         # What it does in threads gives way as well, and still gets done.
         body = {"prompt": "a " * 40_000, "max_tokens": 1}
         assert client.post("/v1/completions", json=body).status_code == 400
-
-
-def test_each_of_several_api_processes_gives_way(tmp_path: Path) -> None:
-    make_echo_engine(tmp_path / "echo")
-    with serving(tmp_path, "--api-workers", "2") as server, client_of(server) as client:
-        assert client.get("/health").status_code == 200
-        deadline = time.monotonic() + DEADLINE_S  # the other one may be on its way still
-        while policies(server.pid)["server.worker"] != {os.SCHED_BATCH}:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        assert policies(server.pid)["runtime.host"] == {os.SCHED_OTHER}

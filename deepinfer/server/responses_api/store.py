@@ -11,7 +11,6 @@ import itertools
 import sys
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Protocol
 
 from pydantic import BaseModel
 
@@ -65,18 +64,6 @@ def _measure(whole: object) -> int:
         elif isinstance(value, list | tuple | set | frozenset):
             rest += value
     return size
-
-
-class Responses(Protocol):
-    """Where responses are kept: here in this process, or where several find them."""
-
-    def put(self, response: StoredResponse) -> None: ...
-
-    def find(self, id_: str, owner: bytes) -> StoredResponse | None: ...
-
-    def find_output(self, item_id: str, owner: bytes) -> Item | None: ...
-
-    def delete(self, id_: str) -> None: ...
 
 
 class ResponseStore:

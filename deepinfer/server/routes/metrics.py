@@ -22,7 +22,7 @@ FIGURES: Responses = {
 
 def make_router(state: ServerState) -> APIRouter:
     router = APIRouter()
-    registry = make_registry(state.engines, state.meter, state.shelf)
+    registry = make_registry(state.engines, state.meter)
 
     @router.get(
         "/metrics", response_class=Response, responses={**FIGURES, **describe_errors(ANY_ROUTE)}

@@ -1,1 +1,0 @@
-"""What the API processes of one server hold in common: limits, figures and stored responses."""
