@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 import click
@@ -24,6 +26,9 @@ logger = logging.getLogger(__name__)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on `arguments` (sys.argv when None) and return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if "serve" in arguments and threading.current_thread() is threading.main_thread():
+        # Until the server waits for it, which takes some seconds, there is nothing to drain.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         exit_code = cli.main(
             args=list(arguments) or ["--help"], prog_name="deepinfer", standalone_mode=False

@@ -228,8 +228,8 @@ class EngineSection(Section):
     resume_attempts: int = Field(
         default=5,
         ge=0,
-        description="Deaths of the engine that a running request outlives: it goes on in the next "
-        "one; 0 ends it with an error",
+        description="Deaths of the engine in a row that a running request outlives without a token "
+        "in between: it goes on in the next one; 0 ends it with an error",
     )
     hang_timeout_s: float = Field(
         default=10.0,

@@ -6,12 +6,26 @@ and without a copy in another shape on the other side of the socket.
 
 from __future__ import annotations
 
+import struct
 from enum import StrEnum
 from typing import Annotated, Literal
 
 import msgspec
 
 TokenId = int
+
+_FLOAT32 = struct.Struct("<f")
+_MIN_NORMAL_FLOAT32 = 2.0**-126  # what is nearer to 0 is 0 to most processors' fast arithmetic
+
+
+def as_float32(value: float) -> float:
+    """The number that a library makes of `value`: all of them compute with 32 bits.
+
+    A value may be 0 or 1 in 32 bits and neither in 64, and what is checked must be what is used.
+    Raises OverflowError for what 32 bits cannot hold.
+    """
+    (rounded,) = _FLOAT32.unpack(_FLOAT32.pack(value))
+    return float(rounded) if abs(rounded) >= _MIN_NORMAL_FLOAT32 else 0.0
 
 
 class FinishReason(StrEnum):
@@ -46,7 +60,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How one sequence is sampled. Every value is final: defaults are chosen before this point.
 
     `temperature` 0 is greedy. `top_k` None considers every token. `seed` makes the sequence
-    repeatable whatever else is in the batch.
+    repeatable whatever else is in the batch. Fractions are those of `as_float32`.
     """
 
     max_tokens: Annotated[int, msgspec.Meta(ge=1)]

@@ -24,7 +24,7 @@ PACKAGE = Path(__file__).parent.parent / "deepinfer"
 
 BASE = [
     *("errors", "device", "generation", "engine", "validation", "logs"),
-    *("precedence", "process", "huge_pages"),
+    *("precedence", "process", "huge_pages", "tasks", "temp_folders"),
 ]
 RECORDS = [
     *("weights", "checkpoint", "manifest", "adapter", "config", "config_layers"),

@@ -143,10 +143,10 @@ class OpenVinoBackend:
             self._start(request)
 
     def _start(self, request: GenerationRequest) -> None:
-        prompt = self._library.token_tensor(request.prompt_token_ids)
-        config = generation_config(self._library, request.sampling, self.eos_token_ids)
-        self._speculation.configure(config)
         try:
+            prompt = self._library.token_tensor(request.prompt_token_ids)
+            config = generation_config(self._library, request.sampling, self.eos_token_ids)
+            self._speculation.configure(config)
             handle = self._pipeline.add_request(next(self._sequence_ids), prompt, config)
         except Exception as error:
             raise InternalError(
@@ -154,7 +154,13 @@ class OpenVinoBackend:
             ) from error
         self._handles[request.request_id] = handle
         if self._scorer.is_needed(request):
-            self._scorer.open(request)
+            try:
+                self._scorer.open(request)
+            except Exception as error:
+                self.cancel(request.request_id)
+                raise InternalError(
+                    f"the engine could not score the request: {first_line(error)}"
+                ) from error
         elif request.sampling.num_log_probs is not None:
             self._with_log_probs.add(request.request_id)
 
@@ -175,16 +181,25 @@ class OpenVinoBackend:
                 self._pipeline.step()
         except Exception as error:
             return refusals + self._recover(error)
-        chunks = [
-            chunk
-            for request_id, handle in self._handles.items()
-            if (chunk := self._read(request_id, handle)) is not None
-        ]
+        chunks: list[TokenChunk] = []
+        for request_id, handle in self._handles.items():
+            try:
+                chunk = self._read(request_id, handle)
+            except Exception:
+                logger.exception("request %s: its tokens cannot be read", request_id)
+                handle.cancel()
+                chunk = _failed(request_id, "the engine could not read the answer")
+            if chunk is not None:
+                chunks.append(chunk)
         for chunk in chunks:
             if chunk.finish_reason is not None:
                 del self._handles[chunk.request_id]
                 self._with_log_probs.discard(chunk.request_id)
-        return refusals + self._scorer.pass_on(chunks)
+        scored = self._scorer.pass_on(chunks)
+        for chunk in scored:
+            if chunk.finish_reason is FinishReason.ERROR:  # by the scorer; the executor goes on
+                self.cancel(chunk.request_id)
+        return refusals + scored
 
     def _recover(self, error: Exception) -> list[TokenChunk]:
         """Let go of every request, after which the library can step again; they may come back.
@@ -210,7 +225,7 @@ class OpenVinoBackend:
         for request, fault in self._gate.release(0 if self._handles else TRIAL_WAIT_S):
             grammar = request.sampling.grammar
             if fault is None or grammar is None:
-                self._start(request)
+                yield from self._start_in_step(request)
                 continue
             yield TokenChunk(
                 request_id=request.request_id,
@@ -218,6 +233,14 @@ class OpenVinoBackend:
                 message=f"`{grammar.param}` is refused: {fault}",
                 refused_param=grammar.param,
             )
+
+    def _start_in_step(self, request: GenerationRequest) -> Iterator[TokenChunk]:
+        """The end of a request that cannot be started: an exception would be everybody's end."""
+        try:
+            self._start(request)
+        except InternalError as error:
+            logger.warning("request %s: %s", request.request_id, error.message)
+            yield _failed(request.request_id, error.message)
 
     def close(self) -> None:
         if self._gate is not None:
@@ -264,6 +287,10 @@ class OpenVinoBackend:
         )
         while self._handles:
             self.step()
+
+
+def _failed(request_id: str, message: str) -> TokenChunk:
+    return TokenChunk(request_id, finish_reason=FinishReason.ERROR, message=message)
 
 
 def _plan_capacity(

@@ -9,6 +9,7 @@ are kept, a bounded number of them, but those that only time has given.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 import select
@@ -23,6 +24,8 @@ from pathlib import Path
 import msgspec
 
 from deepinfer.generation import GenerationRequest, Grammar
+
+logger = logging.getLogger(__name__)
 
 TRIAL_CPU_S = 1.0  # for compiling, and for some steps; the engine then takes no longer
 # A process that waits uses no processor, so its time has an end as well, far off on any machine.
@@ -64,7 +67,13 @@ class GrammarGate:
         """
         if not self._held:
             return
-        self._advance(timeout_s)
+        try:
+            self._advance(timeout_s)
+        except OSError as error:  # there is no memory or no descriptor for the process that tries
+            logger.error("grammars cannot be tried: %s", error)
+            untried, self._held = list(self._held.values()), {}
+            yield from ((each.request, NOT_STARTED) for each in untried)
+            return
         timed_out, self._timed_out = self._timed_out, set()
         for request_id, held in list(self._held.items()):
             if held.digest in self._verdicts:
@@ -110,6 +119,7 @@ class GrammarGate:
             elif digest is not None:
                 self._verdicts[digest] = TOO_LARGE if trial.is_ready else NOT_STARTED
             trial.end()
+            self._trial = None  # the next one may not start
             # Started before it is asked for, so that nobody waits for it but the next grammar.
             self._trial = _Trial.start(self._payload_dir, self._vocab_size)
 

@@ -11,6 +11,7 @@ The second model costs the memory of a second engine and is compiled for the fir
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,9 @@ from typing import Any
 
 import msgspec
 
-from deepinfer.generation import GenerationRequest, TokenChunk, TokenLogProbs
+from deepinfer.generation import FinishReason, GenerationRequest, TokenChunk, TokenLogProbs
+
+logger = logging.getLogger(__name__)
 
 MODEL_NAME = "openvino_model.xml"
 PIECE_TOKENS = 64  # scored between two steps; a step of the executor takes as long as about so many
@@ -68,7 +71,16 @@ class Scorer:
                 sequence.push(chunk)
         budget = PIECE_TOKENS
         for request_id, sequence in list(self._sequences.items()):
-            budget -= sequence.score(budget)
+            try:
+                budget -= sequence.score(budget)
+            except Exception:  # whatever the library raises is about this sequence
+                logger.exception("request %s: its tokens cannot be scored", request_id)
+                del self._sequences[request_id]
+                message = "the engine could not score the request"
+                ready.append(
+                    TokenChunk(request_id, finish_reason=FinishReason.ERROR, message=message)
+                )
+                continue
             for chunk in sequence.take_ready():
                 ready.append(chunk)
                 if chunk.finish_reason is not None:

@@ -13,6 +13,7 @@ import logging
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 
+from deepinfer import tasks
 from deepinfer.engine import (
     FAILED,
     READY,
@@ -44,6 +45,8 @@ from deepinfer.runtime.traffic import Traffic
 logger = logging.getLogger(__name__)
 
 LOADING_RETRY_S = 2
+MAX_RECONNECT_BACKOFF_S = 1.0
+SHORT_CONNECTION_S = 1.0  # one that has lasted no longer is not made again at once each time
 
 
 class EngineClient:
@@ -70,11 +73,20 @@ class EngineClient:
         self.heard_at = 0.0
         self.num_chunks = 0
         self._max_failed_lives = options.resume_attempts
-        self._traffic = Traffic(
-            Hangar(options.resume_attempts, gate=gate), engine.manifest.limits.max_input_len, self
+        hangar = Hangar(
+            options.resume_attempts,
+            gate=gate,
+            max_new=options.max_waiting,
+            max_new_tokens=options.max_waiting_tokens,
         )
+        self._traffic = Traffic(hangar, engine.manifest.limits.max_input_len, self)
         self._gate = gate
         self._connection: Connection | None = None
+        self._connected_at = 0.0
+        self._num_short_connections = 0  # in a row
+        self._engine_pid: int | None = None  # of the last one that was ready
+        self._dead_pid: int | None = None
+        self._has_lost = False  # a connection, and it is not known yet what to
         self._has_been_ready = False
         self._is_draining = False
         self._is_closed = False
@@ -166,10 +178,10 @@ class EngineClient:
         )
         self.status = EngineStatus(STOPPED)
         await self.keeper.close()
-        tasks = tuple(self._tasks)
-        for task in tasks:
+        connecting = tuple(self._tasks)
+        for task in connecting:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*connecting, return_exceptions=True)
         if self._connection is not None:
             self._connection.close()
         if self._gate is not None:
@@ -188,10 +200,17 @@ class EngineClient:
         if self.status.is_ready:
             return
         if self._has_been_ready:
-            raise EngineUnavailable(
-                "The engine ended unexpectedly and is being restarted",
-                retry_after_s=RESTART_RETRY_S,
-            )
+            if self.status.phase == FAILED:
+                raise EngineUnavailable(
+                    f"The engine ended and cannot be started again: {self.status.message}",
+                    retry_after_s=RESTART_RETRY_S,
+                )
+            if not self._max_failed_lives:
+                raise EngineUnavailable(
+                    "The engine ended unexpectedly and is being restarted",
+                    retry_after_s=RESTART_RETRY_S,
+                )
+            return  # it waits for the engine, which is expected back
         if self.status.phase == FAILED:
             raise EngineUnavailable(f"The engine failed to load: {self.status.message}")
         raise EngineLoading(
@@ -199,26 +218,36 @@ class EngineClient:
             retry_after_s=LOADING_RETRY_S,
         )
 
-    def send(self, message: wire.ToEngine) -> None:
-        """Or nothing, where there is no engine; then its end has been told, or will be."""
-        if self._connection is not None:
-            self._connection.send(message)
+    def send(self, message: wire.ToEngine) -> bool:
+        """False where there is no engine; its end has been told then, or will be.
+
+        Raises MessageTooLarge.
+        """
+        return self._connection is not None and self._connection.send(message)
 
     async def _connect(self) -> None:
         # Between two lives of the engine this waits in the socket's backlog for the next one.
-        self._connection = await Connection.open(
-            self.keeper.socket_path, self.on_message, self.on_connection_lost
+        await Connection.open(
+            self.keeper.socket_path, self.on_connected, self.on_message, self.on_connection_lost
         )
 
     async def _reconnect(self) -> None:
-        try:
-            await self._connect()
-        except OSError as error:
-            # Only when the keeper has closed its socket: the server is ending.
-            logger.debug("not connecting to the engine again: %s", error)
+        """Connect again, and try again where there are no file descriptors for it, for instance."""
+        num_short = self._num_short_connections
+        backoff_s = min(0.05 * 2**num_short, MAX_RECONNECT_BACKOFF_S) if num_short > 1 else 0.0
+        while not self._is_closed:
+            await asyncio.sleep(backoff_s)
+            try:
+                await self._connect()
+                return
+            except Exception as error:
+                backoff_s = min(max(2 * backoff_s, 0.05), MAX_RECONNECT_BACKOFF_S)
+                logger.error(
+                    "cannot connect to the engine (%s); trying again in %g s", error, backoff_s
+                )
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = tasks.start(work, "the connection to the engine")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -244,19 +273,42 @@ class EngineClient:
             case wire.Pong():
                 self.num_chunks = message.num_chunks
 
+    def on_connected(self, connection: Connection) -> None:
+        """Called with a new connection before its first message."""
+        self._connection = connection
+        self._connected_at = asyncio.get_running_loop().time()
+
     def on_connection_lost(self) -> None:
-        """Called when the engine process is gone, before its exit status is known."""
+        """Called when the connection has ended, before it is known whether the engine has too."""
         self._connection = None
         if self._is_closed:
             return
-        if self._has_been_ready:
+        if self._has_been_ready and self.status.phase != FAILED:
             self.status = EngineStatus(RESTARTING, message=self._failure_text)
         self.load = Load()
-        self._traffic.ground()
+        self._traffic.lose()
+        self._has_lost = True
+        self._decide_if_dead()
+        is_short = asyncio.get_running_loop().time() - self._connected_at < SHORT_CONNECTION_S
+        self._num_short_connections = self._num_short_connections + 1 if is_short else 0
         self._spawn(self._reconnect())
+
+    def _decide_if_dead(self) -> None:
+        """A lost connection is a death when the keeper says so, or another engine is ready."""
+        if self._has_lost and self._dead_pid is not None and self._dead_pid == self._engine_pid:
+            self._decide(is_death=True)
+
+    def _decide(self, *, is_death: bool) -> None:
+        self._has_lost = False
+        if not is_death:
+            logger.warning("the connection to the engine was lost, and the engine goes on")
+        self._traffic.decide(is_death=is_death)
 
     def on_lives(self, lives: Lives) -> None:
         """Called by the keeper when the engine has died, and with what was before the start."""
+        if lives.dead_pid is not None:
+            self._dead_pid = lives.dead_pid
+            self._decide_if_dead()
         # What is told by another process may be older than what the engine itself has said.
         if lives.failure is None or self.status.is_ready:
             return
@@ -266,11 +318,20 @@ class EngineClient:
             self.status = EngineStatus(FAILED, message=self._failure_text)
             self._first_load.set()
             return
-        self.status = EngineStatus(RESTARTING, message=self._failure_text)
+        is_given_up = lives.num_failed > self._max_failed_lives + 1
+        if not lives.cannot_start and not is_given_up:
+            self.status = EngineStatus(RESTARTING, message=self._failure_text)
+            return
+        # It is started again all the same, and may be ready one day.
+        self.failure = lives.failure
+        self.status = EngineStatus(FAILED, message=self._failure_text)
+        text = f"The engine ended and cannot be started again: {self._failure_text}"
+        error = EngineUnavailable(text)
         # Requests do not wait for ever for an engine that does not come up again.
-        if lives.num_failed > self._max_failed_lives + 1:
-            text = f"The engine ended and cannot be started again: {self._failure_text}"
-            self._traffic.fail_all(EngineUnavailable(text))
+        if is_given_up:
+            self._traffic.fail_all(error)
+        else:
+            self._traffic.fail_new(error)
 
     @property
     def _failure_text(self) -> str | None:
@@ -288,4 +349,7 @@ class EngineClient:
         self.num_ready += 1
         self._has_been_ready = True
         self._first_load.set()
+        if self._has_lost:
+            self._decide(is_death=message.pid != self._engine_pid)
+        self._engine_pid = message.pid
         self._traffic.resume()

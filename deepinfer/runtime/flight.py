@@ -35,8 +35,11 @@ class Flight:
     max_input_len: int
     is_admitted: bool = False  # in this life of the engine
     num_lives: int = 0  # of the engine, that it was submitted to after the first
-    num_interruptions: int = 0  # lives that ended while it ran
-    # The numbers of those deaths of the engine at which it ran and had not come any further.
+    is_new: bool = False  # it waits to be submitted for the first time
+    num_interruptions: int = 0  # lives, and connections, that ended while it ran
+    # Deaths in a row at which it ran without having had a token in that life.
+    num_fruitless: int = 0
+    # The numbers of those of them at which it ran alone.
     blames: set[int] = field(default_factory=set)
     # An array, since it is kept for every stream that is open: 4 bytes a token.
     _emitted: array[TokenId] = field(default_factory=lambda: array("i"))
@@ -53,24 +56,30 @@ class Flight:
     @property
     def is_suspect(self) -> bool:
         """Whether it may be what killed the engine, and has not been seen to live since."""
-        return bool(self.blames) and not self._has_advanced
+        return self.num_fruitless > 0
 
     @property
     def is_unproven(self) -> bool:
         """Whether it was submitted again and has had no token since."""
         return self.num_lives > 0 and not self._has_advanced
 
-    def interrupt(self, death: int) -> None:
+    def interrupt(self, death: int, *, was_alone: bool) -> None:
         """Note that the engine died, or dropped what it held. A request that waited is unhurt."""
-        if self.is_admitted:
-            self.num_interruptions += 1
-            if not self._has_advanced:
+        if self.is_admitted and not self._has_advanced:
+            self.num_fruitless += 1
+            if was_alone:
                 self.blames.add(death)
+        self.disconnect()
+
+    def disconnect(self) -> None:
+        """Note that the engine has lost it for another reason than its death."""
+        self.num_interruptions += self.is_admitted
         self.is_admitted = self._has_advanced = False
 
     def resume(self) -> GenerationRequest:
         """What to submit to the next life of the engine."""
         self.num_lives += 1
+        self.is_new = False
         num_emitted = len(self._emitted)
         self._num_unmatched = 0
         if num_emitted == 0 or self._replays:
@@ -99,6 +108,7 @@ class Flight:
         if new is None:
             return None
         self._has_advanced = True
+        self.num_fruitless = 0
         self._emitted.extend(new.token_ids)
         return new
 

@@ -83,9 +83,10 @@ class EngineHost:
             logger.error("%s", error.message)
             self._broadcast(wire.Failed(error.message, error.hint))
             return 1
-        except BackendFault as error:
-            logger.exception("the backend failed")
-            self._broadcast(wire.Failed(error.message))
+        except Exception as error:
+            logger.exception("the engine failed")
+            message = error.message if isinstance(error, BackendFault) else describe(error)
+            self._broadcast(wire.Failed(message))
             return 1
         self._backend.close()
         return 0
@@ -97,7 +98,8 @@ class EngineHost:
         self._queue = AdmissionQueue(
             self._backend.capacity, self._options.max_waiting, self._options.max_waiting_tokens
         )
-        self._ready = wire.Ready(self._backend.capacity, time.monotonic() - started_at)
+        load_s = time.monotonic() - started_at
+        self._ready = wire.Ready(self._backend.capacity, load_s, os.getpid())
         self._broadcast(self._ready)
 
     def _serve(self) -> None:
@@ -201,21 +203,27 @@ class EngineHost:
     # Requests
 
     def _submit(self, peer: Peer, message: wire.Submit) -> None:
-        ids = tuple(request.request_id for request in message.requests)
+        requests = message.whole_requests
+        ids = tuple(request.request_id for request in requests)
         try:
             if self._ready is None:
                 raise EngineLoading("The engine is still loading", retry_after_s=1)
             if len(set(ids)) < len(ids) or not self._owners.keys().isdisjoint(ids):
                 raise InternalError("a request id is already in flight")
-            for request in message.requests:
+            for request in requests:
                 self._check(request)
             self._queue.put(
-                message.requests,
+                requests,
                 tenant=message.tenant,
                 priority=message.priority,
                 is_bounded=not message.is_resumed,
             )
-        except RequestError as error:
+        except Exception as failure:  # whatever a library raises here is about these requests
+            if isinstance(failure, RequestError):
+                error = failure
+            else:
+                logger.exception("requests %s cannot be judged", ", ".join(ids))
+                error = InternalError("the engine could not judge the request")
             peer.send(
                 wire.Rejected(ids, error.code, error.message, error.param, error.retry_after_s)
             )
@@ -295,10 +303,27 @@ class EngineHost:
         load = self._measure_load()
         for peer in self._peers.values():
             if peer.chunks or peer.known_load is not load:
-                peer.send(wire.Step(tuple(peer.chunks), load))
+                self._send_step(peer, tuple(peer.chunks), load)
                 peer.chunks.clear()
                 peer.known_load = load
                 self._watch(peer)
+
+    def _send_step(self, peer: Peer, chunks: tuple[TokenChunk, ...], load: Load) -> None:
+        """In as many messages as it takes: the scores of long prompts are large."""
+        try:
+            peer.send(wire.Step(chunks, load))
+        except wire.MessageTooLarge:
+            if len(chunks) > 1:
+                half = len(chunks) // 2
+                self._send_step(peer, chunks[:half], load)
+                self._send_step(peer, chunks[half:], load)
+                return
+            # It ends its own request, and not the connection of all.
+            request_id = chunks[0].request_id
+            self._cancel(peer, (request_id,))
+            message = "the log probabilities are too many for one message; ask for fewer"
+            failed = TokenChunk(request_id, finish_reason=FinishReason.ERROR, message=message)
+            peer.send(wire.Step((failed,), load))
 
     def _measure_load(self) -> Load:
         """The same object for as long as nothing has changed."""
@@ -317,6 +342,12 @@ class EngineHost:
         if chunk.finish_reason is not None:
             del self._owners[chunk.request_id]
             self._queue.release(chunk.request_id)
+
+
+def describe(error: Exception) -> str:
+    """One line of what nobody foresaw."""
+    lines = str(error).splitlines()
+    return f"the engine failed: {type(error).__name__}" + (f": {lines[0]}" if lines else "")
 
 
 def main() -> int:

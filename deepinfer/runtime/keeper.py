@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
+from deepinfer import tasks
 from deepinfer.engine import EngineOptions
 from deepinfer.manifest import EngineFolder
 from deepinfer.runtime import wire
@@ -40,6 +41,8 @@ class EngineKeeper:
         self._num_ready = 0  # lives that had been ready at the last death
         self._num_failed = 0
         self._failure: wire.Failed | None = None
+        self._dead_pid: int | None = None
+        self._cannot_start = False  # whether the last start has come to nothing by itself
 
     @property
     def socket_path(self) -> Path:
@@ -57,13 +60,25 @@ class EngineKeeper:
             return Lives(num_starts)
         if kept.status.is_ready:
             return Lives(num_starts, has_been_ready=True)
-        return Lives(num_starts, kept.num_ready > 0, self._num_failed, self._failure)
+        return self._describe(kept)
+
+    def _describe(self, kept: Kept) -> Lives:
+        return Lives(
+            self._supervisor.num_starts,
+            kept.num_ready > 0,
+            self._num_failed,
+            self._failure,
+            self._dead_pid,
+            self._cannot_start,
+        )
 
     async def start(self, kept: Kept) -> None:
         """Start the first process and return at once."""
         self._kept = kept
         await self._supervisor.start()
-        self._watching = asyncio.create_task(self._watchdog.run())
+        self._watching = tasks.start(
+            tasks.keep_running("the engine's watchdog", self._watchdog.run), "the engine's watchdog"
+        )
 
     async def close(self) -> None:
         if self._watching is not None:
@@ -88,20 +103,20 @@ class EngineKeeper:
         if self._kept is not None:
             self._kept.ping()
 
-    def _on_exit(self, exit_status: int) -> float | None:
+    def _on_exit(self, fault: str, pid: int | None, was_killed: bool) -> float | None:
         """How long to put off the next start at most; None if the engine never came up at all."""
         kept = self._kept
         assert kept is not None, "no engine is started before its client is known"
         was_ready = kept.num_ready > self._num_ready
         self._num_ready = kept.num_ready
         self._num_failed = 1 if was_ready else self._num_failed + 1
+        self._cannot_start = not was_ready and not was_killed
         self._failure = kept.failure or wire.Failed(
-            f"the engine process ended with status {exit_status}",
-            "its last words are in the log above; try again with --log-level DEBUG",
+            fault, "its last words are in the log above; try again with --log-level DEBUG"
         )
-        lives = Lives(
-            self._supervisor.num_starts, kept.num_ready > 0, self._num_failed, self._failure
-        )
+        kept.failure = None  # what is said of this life is not said of the next one
+        self._dead_pid = pid or self._dead_pid
+        lives = self._describe(kept)
         kept.on_lives(lives)
         self._tell(lives)
         if not lives.has_been_ready:

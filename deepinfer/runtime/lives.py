@@ -22,6 +22,8 @@ class Lives(msgspec.Struct, frozen=True):
     has_been_ready: bool = False  # in any of them
     num_failed: int = 0  # that have ended since one was ready, that one included
     failure: wire.Failed | None = None  # how the last one ended; None while one is ready
+    dead_pid: int | None = None  # of the last process that has ended
+    cannot_start: bool = False  # the last start has come to nothing by itself
 
     @property
     def is_ready(self) -> bool:

@@ -8,13 +8,14 @@ each request has been sent so far (`flight.py`). Connections and lives of the en
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 from deepinfer.engine import EngineStatus
-from deepinfer.errors import EngineUnavailable, RequestError, request_error_by_code
+from deepinfer.errors import EngineUnavailable, InvalidValue, RequestError, request_error_by_code
 from deepinfer.generation import FinishReason, GenerationRequest, TokenChunk
 from deepinfer.runtime import wire
 from deepinfer.runtime.call import Call, Terms
@@ -23,7 +24,8 @@ from deepinfer.runtime.hangar import Hangar
 
 logger = logging.getLogger(__name__)
 
-# What was interrupted in other processes takes off within this time, and suspects after it.
+# What was interrupted in other processes takes off within this time, and suspects after it; so
+# often it is looked whether one that is tried alone has taken too long.
 GATE_WAIT_S = 0.05
 
 
@@ -32,7 +34,8 @@ class Tower(Protocol):
 
     status: EngineStatus
 
-    def send(self, message: wire.ToEngine) -> None: ...
+    def send(self, message: wire.ToEngine) -> bool:
+        """False when there is nobody to send it to. Raises MessageTooLarge."""
 
 
 class Traffic:
@@ -54,14 +57,30 @@ class Traffic:
     def carry(self, requests: Sequence[GenerationRequest], terms: Terms) -> Iterator[Call]:
         """Submit `requests` together; their chunks come to the call. Leaving cancels what runs."""
         call = Call(terms)
-        for request in requests:
-            self._hangar.launch(Flight(request, call, self._max_input_len))
-        self._tower.send(wire.Submit(tuple(requests), terms.tenant, terms.priority))
+        flights = [Flight(request, call, self._max_input_len) for request in requests]
         try:
+            if not self._submit(flights, terms):
+                self._hangar.keep(flights)
             with call.limits():
                 yield call
         finally:
             self._remove(request.request_id for request in requests)
+
+    def _submit(self, flights: Sequence[Flight], terms: Terms) -> bool:
+        """False when they have to wait: for the engine, or for one that is tried alone."""
+        if not self._tower.status.is_ready or self._hangar.has_trial:
+            return False
+        for flight in flights:
+            self._hangar.launch(flight)
+        requests = [flight.request for flight in flights]
+        try:
+            was_sent = self._tower.send(wire.Submit.make(requests, terms.tenant, terms.priority))
+        except wire.MessageTooLarge as error:
+            raise _too_large(requests[0], error) from error
+        if not was_sent:
+            for flight in flights:
+                self._hangar.remove(flight)
+        return was_sent
 
     def cancel(self, request_ids: Sequence[str]) -> None:
         """End some sequences early; each gets one last chunk, CANCELLED."""
@@ -80,20 +99,46 @@ class Traffic:
         """Submit what an earlier life of the engine has left, as far as it may run now."""
         if not self._tower.status.is_ready:
             return
-        for flight, request in self._hangar.take_off(others_have_gone=has_waited):
-            self.num_resumed += flight.num_interruptions > 0
-            terms = flight.call.terms
-            self._tower.send(wire.Submit((request,), terms.tenant, terms.priority, is_resumed=True))
+        leaving = list(self._hangar.take_off(others_have_gone=has_waited))
+        for call, pairs in itertools.groupby(leaving, key=lambda pair: pair[0].call):
+            self._submit_again(call, list(pairs))
         if self._hangar.must_ask_again and self._asking_again is None:
             loop = asyncio.get_running_loop()
             self._asking_again = loop.call_later(GATE_WAIT_S, self._ask_again)
 
-    def ground(self) -> None:
-        """The engine is gone, with all that it held."""
-        self._ground(self._hangar.airborne)
+    def _submit_again(
+        self, call: Call, leaving: Sequence[tuple[Flight, GenerationRequest]]
+    ) -> None:
+        """Submit those of one call together: what they share is sent once."""
+        requests = [request for _, request in leaving]
+        terms = call.terms
+        message = wire.Submit.make(requests, terms.tenant, terms.priority, is_resumed=True)
+        try:
+            was_sent = self._tower.send(message)
+        except wire.MessageTooLarge as error:
+            call.fail(_too_large(requests[0], error))
+            return
+        for flight, _ in leaving:
+            if was_sent:
+                self.num_resumed += flight.num_interruptions > 0
+            else:
+                self._hangar.hold(flight)
+
+    def lose(self) -> None:
+        """The connection has ended, and what the engine held is gone."""
+        self._hangar.lose()
+
+    def decide(self, *, is_death: bool) -> None:
+        """Say what `lose` was due to."""
+        self._give_up(self._hangar.decide(is_death=is_death))
 
     def fail_all(self, error: RequestError) -> None:
         for call in {flight.call for flight in self._hangar}:
+            call.fail(error)
+
+    def fail_new(self, error: RequestError) -> None:
+        """End what waits to be submitted for the first time."""
+        for call in {flight.call for flight in self._hangar.new}:
             call.fail(error)
 
     def close(self, error: RequestError) -> None:
@@ -120,7 +165,7 @@ class Traffic:
         for call in calls:
             call.flush()
         if interrupted:
-            self._ground(interrupted)
+            self._give_up(self._hangar.ground(interrupted))
             self.resume()
 
     def on_admitted(self, message: wire.Admitted) -> None:
@@ -168,8 +213,8 @@ class Traffic:
             )
         self._note_departures()
 
-    def _ground(self, flights: Iterable[Flight]) -> None:
-        for flight, error in self._hangar.ground(flights):
+    def _give_up(self, ended: Iterable[tuple[Flight, EngineUnavailable]]) -> None:
+        for flight, error in ended:
             logger.warning("request %s: %s", flight.request.request_id, error.message)
             flight.call.fail(error)
         if not self._hangar:
@@ -199,3 +244,12 @@ class Traffic:
         """Nobody says when the requests of other processes have gone, or have been seen to live."""
         self._asking_again = None
         self.resume(has_waited=True)
+
+
+def _too_large(request: GenerationRequest, error: wire.MessageTooLarge) -> InvalidValue:
+    grammar = request.sampling.grammar
+    return InvalidValue(
+        f"The request is too large for the engine: {error.message}; ask for fewer or shorter "
+        "prompts, or a smaller grammar",
+        param=None if grammar is None else grammar.param,
+    )

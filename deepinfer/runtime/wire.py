@@ -7,13 +7,13 @@ typed, so whatever else arrives is a WireError and never an object of somebody's
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from deepinfer.engine import Capacity, Load
 from deepinfer.errors import DeepInferError
-from deepinfer.generation import GenerationRequest, TokenChunk
+from deepinfer.generation import GenerationRequest, Grammar, TokenChunk
 
 HEADER = struct.Struct("<I")
 # What the decoder raises: for text that is not UTF-8, and for depth, nothing of its own.
@@ -25,6 +25,10 @@ class WireError(DeepInferError):
     """The other side sent something that is not a message."""
 
 
+class MessageTooLarge(DeepInferError):
+    """The other side would drop the connection, and with it all that runs, for this message."""
+
+
 # From the API process to the engine process.
 
 
@@ -33,12 +37,42 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
 
     The queue is fair between tenants; of one tenant's requests a lower priority comes first. What
     an engine held when it died is taken again even when the queue is full.
+
+    A grammar may be as large as all else together. One that all requests share is said once, and
+    they are without one: `make` and `whole_requests` see to it.
     """
 
     requests: tuple[GenerationRequest, ...]
     tenant: str = ""
     priority: int = 0
     is_resumed: bool = False
+    grammar: Grammar | None = None
+
+    @classmethod
+    def make(
+        cls,
+        requests: Sequence[GenerationRequest],
+        tenant: str = "",
+        priority: int = 0,
+        *,
+        is_resumed: bool = False,
+    ) -> Submit:
+        grammar = requests[0].sampling.grammar if requests else None
+        if grammar is None or any(each.sampling.grammar is not grammar for each in requests):
+            return cls(tuple(requests), tenant, priority, is_resumed)
+        without = tuple(_with_grammar(each, None) for each in requests)
+        return cls(without, tenant, priority, is_resumed, grammar)
+
+    @property
+    def whole_requests(self) -> tuple[GenerationRequest, ...]:
+        if self.grammar is None:
+            return self.requests
+        return tuple(_with_grammar(each, self.grammar) for each in self.requests)
+
+
+def _with_grammar(request: GenerationRequest, grammar: Grammar | None) -> GenerationRequest:
+    replace = msgspec.structs.replace
+    return replace(request, sampling=replace(request.sampling, grammar=grammar))
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -68,10 +102,11 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """The engine is loaded and takes requests."""
+    """The engine is loaded and takes requests. `pid` tells one life of it from the next."""
 
     capacity: Capacity
     load_s: float
+    pid: int = 0
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -113,8 +148,10 @@ _from_engine: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(From
 
 
 def encode(message: ToEngine | FromEngine) -> bytes:
-    """One whole frame."""
+    """One whole frame. Raises MessageTooLarge for what the other side would not read."""
     body = _encoder.encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise MessageTooLarge(f"a message of {len(body):,} bytes; at most {MAX_FRAME_BYTES:,}")
     return HEADER.pack(len(body)) + body
 
 

@@ -11,6 +11,7 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deepinfer import tasks
 from deepinfer.server.errors import ClientDisconnected
 from deepinfer.server.record import RequestRecord, record_of
 
@@ -50,7 +51,7 @@ class _Watch:
     async def receive(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.request" and not message.get("more_body", False):
-            self._task = asyncio.create_task(self._wait())
+            self._task = tasks.start(self._wait(), "the watch for a client that leaves")
         return message
 
     async def _wait(self) -> None:

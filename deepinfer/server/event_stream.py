@@ -18,6 +18,7 @@ from typing import Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from deepinfer import tasks
 from deepinfer.errors import RequestError
 from deepinfer.server.errors import as_request_error
 from deepinfer.server.generate import Delta
@@ -87,7 +88,7 @@ class EventStream(Response):
         send_event = scope.get(DIRECT_SEND_KEY, send)
         async with aclosing(self._deltas), _ending(self._first):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            pinging = asyncio.create_task(self._ping(send_event))
+            pinging = tasks.start(self._ping(send_event), "the pings of a stream")
             try:
                 await send(_body(await self._wait_for_first(send)))
                 await self._send_rest(send_event, find_outlet(scope))

@@ -16,7 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from deepinfer.errors import ContextLengthExceeded, InvalidValue, UnsupportedParameter
-from deepinfer.generation import GenerationRequest, Grammar, SamplingParams, TokenId
+from deepinfer.generation import (
+    GenerationRequest,
+    Grammar,
+    SamplingParams,
+    TokenId,
+    as_float32,
+)
 from deepinfer.server.chat_body import ChatBody
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.forced_calls import find_grammar
@@ -367,17 +373,17 @@ def _sampling(
     return SamplingParams(
         max_tokens=max(max_tokens, 1),
         min_tokens=body.min_tokens,
-        temperature=body.temperature if body.temperature >= MIN_TEMPERATURE else 0.0,
-        top_p=body.top_p,
+        temperature=as_float32(body.temperature) if body.temperature >= MIN_TEMPERATURE else 0.0,
+        top_p=as_float32(body.top_p),
         top_k=body.top_k if body.top_k > 0 else None,
-        min_p=body.min_p,
-        frequency_penalty=body.frequency_penalty,
-        presence_penalty=body.presence_penalty,
-        repetition_penalty=body.repetition_penalty,
+        min_p=as_float32(body.min_p),
+        frequency_penalty=as_float32(body.frequency_penalty),
+        presence_penalty=as_float32(body.presence_penalty),
+        repetition_penalty=as_float32(body.repetition_penalty),
         seed=seed,
         ignore_eos=body.ignore_eos,
         stop_token_ids=tuple(body.stop_token_ids),
-        logit_bias=body.logit_bias,
+        logit_bias={id_: as_float32(bias) for id_, bias in body.logit_bias.items()},
         num_log_probs=scoring.num_log_probs,
         with_prompt_log_probs=scoring.with_prompt,
         grammar=grammar,

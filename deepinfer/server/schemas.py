@@ -44,7 +44,8 @@ MAX_MESSAGES = 10_000
 MAX_TOOLS = 128  # as in the OpenAI API
 MAX_SEQUENCES = 1_024  # prompts times choices
 MAX_PRIORITY = 1_000
-MAX_REPETITION_PENALTY = 10.0
+# Logits are divided by it, and by a temperature beside it: below, they would overflow 32 bits.
+MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 10
 INT32_MAX = 2**31 - 1
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
@@ -201,7 +202,7 @@ class GenerationBody(StructuredFields, Schema):
     )
     repetition_penalty: float = Field(
         default=1.0,
-        gt=0,
+        ge=MIN_REPETITION_PENALTY,
         le=MAX_REPETITION_PENALTY,
         description="Factor against tokens of the prompt and the answer; 1 is off",
     )

@@ -30,7 +30,7 @@ def emit(flying: Flight, *token_ids: int, reason: FinishReason | None = None) ->
 def test_continued_request_asks_for_the_rest() -> None:
     flying = flight(min_tokens=3)
     emit(flying, *ANSWER[:2])
-    flying.interrupt(0)
+    flying.interrupt(0, was_alone=True)
     again = flying.resume()
     assert again.request_id == "a~1"
     assert again.prompt_token_ids == PROMPT + ANSWER[:2]
@@ -42,7 +42,7 @@ def test_continued_request_asks_for_the_rest() -> None:
 def test_waiting_request_is_submitted_as_it_was() -> None:
     flying = flight()
     flying.is_admitted = False
-    flying.interrupt(0)
+    flying.interrupt(0, was_alone=True)
     assert flying.resume().sampling == flying.request.sampling
     assert (flying.num_interruptions, flying.blames) == (0, set())
 
@@ -55,7 +55,7 @@ def test_waiting_request_is_submitted_as_it_was() -> None:
 def test_what_the_sampler_must_see_again_is_replayed(sampling: dict[str, object]) -> None:
     flying = flight(**sampling)
     emit(flying, *ANSWER[:3])
-    flying.interrupt(0)
+    flying.interrupt(0, was_alone=True)
     assert flying.resume().prompt_token_ids == PROMPT
     assert emit(flying, *ANSWER[:2]) == ()
     assert emit(flying, *ANSWER[2:5]) == ANSWER[3:5]
@@ -66,14 +66,14 @@ def test_prompt_that_would_outgrow_what_the_engine_reads_is_replayed() -> None:
     flying = flight()
     flying.max_input_len = 4
     emit(flying, *ANSWER[:2])
-    flying.interrupt(0)
+    flying.interrupt(0, was_alone=True)
     assert flying.resume().prompt_token_ids == PROMPT
 
 
 def test_replay_that_diverges_goes_on_from_the_tokens_so_far() -> None:
     flying = flight(frequency_penalty=1.0)
     emit(flying, *ANSWER[:2])
-    flying.interrupt(0)
+    flying.interrupt(0, was_alone=True)
     flying.resume()
     with pytest.raises(Diverged):
         emit(flying, ANSWER[0], 99)
@@ -84,7 +84,7 @@ def test_replay_that_diverges_goes_on_from_the_tokens_so_far() -> None:
 def test_grammar_that_diverges_cannot_go_on() -> None:
     flying = flight(grammar=Grammar("regex", "a"))
     emit(flying, *ANSWER[:2])
-    flying.interrupt(0)
+    flying.interrupt(0, was_alone=True)
     flying.resume()
     with pytest.raises(Diverged):
         emit(flying, 99)
@@ -94,12 +94,12 @@ def test_grammar_that_diverges_cannot_go_on() -> None:
 def test_only_a_life_without_a_new_token_is_blamed() -> None:
     flying = flight(grammar=Grammar("regex", "a"))
     emit(flying, ANSWER[0])
-    flying.interrupt(0)
+    flying.interrupt(0, was_alone=True)
     assert not flying.is_suspect
     flying.resume()
     flying.is_admitted = True
     emit(flying, ANSWER[0])  # what was known already
-    flying.interrupt(1)
+    flying.interrupt(1, was_alone=True)
     assert (flying.num_interruptions, flying.blames) == (2, {1})
     assert flying.is_suspect
 
@@ -120,6 +120,6 @@ def test_whatever_the_deaths_each_token_comes_once(
             seen += emit(flying, *rest[i : i + width])
         if seen == ANSWER:
             return
-        flying.interrupt(0)
+        flying.interrupt(0, was_alone=True)
         asked = flying.resume()
     raise AssertionError(f"only {seen} came")

@@ -35,6 +35,11 @@ def kill(client: EngineClient, number: signal.Signals = signal.SIGKILL) -> None:
     os.kill(pid, number)
 
 
+def is_running(client: EngineClient) -> bool:
+    """Whether a request runs, though its first step may take for ever."""
+    return any(flight.is_admitted for flight in client._traffic._hangar.airborne)
+
+
 async def test_running_and_waiting_requests_outlive_the_engine(tmp_path: Path) -> None:
     async with running(tmp_path, settings=COUNTING, max_batch_size=2) as client:
         asked = [request(str(i), (i, i + 1), 100, ignore_eos=True) for i in range(5)]
@@ -78,7 +83,7 @@ async def test_each_token_comes_once(tmp_path: Path, sampling: dict[str, object]
         assert client.num_restarts == 1
 
 
-async def test_request_that_kills_the_engine_is_tried_twice_and_others_go_on(
+async def test_request_that_kills_the_engine_is_tried_alone_twice_and_others_go_on(
     tmp_path: Path,
 ) -> None:
     async with running(tmp_path, settings={**COUNTING, "fault_token_id": POISON}) as client:
@@ -94,19 +99,58 @@ async def test_request_that_kills_the_engine_is_tried_twice_and_others_go_on(
         for i, task in enumerate(begun):
             assert (await task)[str(i)].token_ids == counted(i, 20)
         assert (await long)["a"].token_ids == counted(1, 300)
-        assert client.num_restarts == 2
+        # Beside all others, beside those that were seen to live, and twice alone.
+        assert client.num_restarts == 4
 
 
-async def test_resume_attempts_bound_how_many_deaths_a_request_outlives(tmp_path: Path) -> None:
+async def test_resume_attempts_bound_the_deaths_in_a_row_without_a_token(tmp_path: Path) -> None:
+    options = EngineOptions(resume_attempts=1)
+    silent = {**COUNTING, "step_us": 60_000_000}
+    async with running(tmp_path, options, settings=silent) as client:
+        # Two, so that neither runs alone.
+        asked = [request(name, (1,), 400, ignore_eos=True) for name in "ab"]
+        answer = asyncio.create_task(collect(client, *asked))
+        for restarts in (0, 1):
+            await until(lambda n=restarts: client.num_restarts == n and is_running(client))  # type: ignore[misc]
+            kill(client)
+        await raises_soon(RequestAbandoned, answer)
+
+
+async def test_deaths_with_tokens_between_them_end_nothing(tmp_path: Path) -> None:
     options = EngineOptions(resume_attempts=1)
     async with running(tmp_path, options, settings=COUNTING) as client:
-        answer = asyncio.create_task(collect(client, request("a", (1,), 400, ignore_eos=True)))
-        await until(lambda: client.load.num_running == 1)
+        stream = client.generate([request("a", (1,), 400, ignore_eos=True)])
+        tokens: list[int] = []
+        for _ in range(4):
+            for chunk in await anext(stream):
+                tokens += chunk.token_ids
+            kill(client)
+        tokens += [i async for chunks in stream for chunk in chunks for i in chunk.token_ids]
+        assert tuple(tokens) == counted(1, 400)
+
+
+async def test_new_requests_wait_for_the_engine_that_is_started_again(tmp_path: Path) -> None:
+    async with running(tmp_path, settings={**COUNTING, "load_ms": 300}) as client:
+        pid = pid_of(client)
         kill(client)
-        await until(lambda: client.num_restarts == 1)
-        await until(lambda: client.load.num_running == 1)
+        await until(lambda: not client.status.is_ready)
+        answers = await collect(client, *(request(str(i), (i + 5,), 5) for i in range(4)))
+        assert {name: chunk.token_ids for name, chunk in answers.items()} == {
+            str(i): counted(i + 5, 5) for i in range(4)
+        }
+        assert pid_of(client) != pid
+        assert client.num_resumed == 0
+
+
+async def test_new_requests_wait_for_no_engine_that_cannot_be_started(tmp_path: Path) -> None:
+    async with running(tmp_path, settings=COUNTING) as client:
+        (tmp_path / "engine.json").unlink()
         kill(client)
-        await raises_soon(RequestAbandoned, answer)
+        await until(lambda: not client.status.is_ready)
+        error = await raises_soon(EngineUnavailable, collect(client, request("a")))
+        assert "cannot be started again" in str(error)
+        assert client.status.phase == "failed" and client.status.message
+        await raises_soon(EngineUnavailable, collect(client, request("b")))
 
 
 async def test_stopped_engine_is_replaced(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_fields_of_fields_have_rows_too() -> None:
     "row",
     [
         "| `max_tokens` | integer, -1 or more | `512` | honoured |",
-        "| `repetition_penalty` | number, above 0 to 10 | `1` | honoured |",
+        "| `repetition_penalty` | number, 0.01 to 10 | `1` | honoured |",
         "| `seed` | integer of 64 bits | none | honoured |",
         "| `messages` | array of: object; 1 to 10,000 items | required | translated |",
         "| `guided_regex` | string, 1 to 4,096 characters | none | translated |",

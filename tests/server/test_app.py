@@ -145,7 +145,7 @@ async def test_machine_without_a_gpu_has_an_empty_list(tmp_path: Path) -> None:
     [
         (EngineStatus("loading weights", 15), "engine_loading"),
         (EngineStatus(RESTARTING, message="secret /path"), "engine_unavailable"),
-        (EngineStatus(FAILED, message="secret /path"), "engine_unavailable"),
+        (EngineStatus(FAILED, message="no `/secret/of/mine/engine.json`"), "engine_unavailable"),
     ],
     ids=lambda value: str(value),
 )
@@ -164,8 +164,9 @@ async def test_health_of_an_engine_that_is_not_ready(
     assert body["error"]["code"] == code
     assert body["detail"] == "Engine not initialized"
     assert (body["phase"], body["percent"]) == (status.phase, status.percent)
-    # Anyone may read /health, so it does not say why.
+    # Anyone may read /health: why an engine has failed it says without the paths of this machine.
     assert "secret" not in response.text
+    assert ("engine.json" in body["error"]["message"]) == (status.phase == FAILED)
 
 
 async def fail_at_once(requests: Sequence[GenerationRequest]) -> Chunks:

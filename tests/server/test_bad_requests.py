@@ -189,6 +189,7 @@ BAD_FIELDS: list[Case] = [
     ("frequency_penalty", {"frequency_penalty": 2.5}, INVALID, "frequency_penalty"),
     ("presence_penalty", {"presence_penalty": -2.5}, INVALID, "presence_penalty"),
     ("repetition_penalty zero", {"repetition_penalty": 0}, INVALID, "repetition_penalty"),
+    ("repetition_penalty tiny", {"repetition_penalty": 1e-38}, INVALID, "repetition_penalty"),
     ("repetition_penalty high", {"repetition_penalty": 11}, INVALID, "repetition_penalty"),
     ("seed beyond 64 bits", {"seed": 2**63}, INVALID, "seed"),
     ("n zero", {"n": 0}, INVALID, "n"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 
 from deepinfer.server.responses_api.answer import ItemList
 from deepinfer.server.responses_api.items import InputText, MessageItem
-from deepinfer.server.responses_api.store import ResponseStore, StoredResponse
+from deepinfer.server.responses_api.store import ResponseStore, StoredResponse, _measure
 from tests.server.serving import MODEL_ID, ServerProcess, client_of, make_echo_engine, serving
 from tests.server.test_bad_requests import assert_error
 from tests.server.test_responses import PATH
@@ -50,8 +52,28 @@ def test_size_of_responses_is_bounded() -> None:
     assert len(store) == 0  # it does not fit beside nothing
 
 
-def test_size_counts_bytes_of_utf_8() -> None:
-    assert stored("a", "🎉" * 100).size_bytes - stored("a", "x" * 100).size_bytes == 600
+def test_one_wide_character_makes_a_whole_text_as_wide_as_it_is_in_memory() -> None:
+    narrow, wide = stored("a", "x" * 100_000), stored("a", "x" * 99_999 + "🎉")
+    assert wide.size_bytes - narrow.size_bytes > 2.9 * 100_000
+
+
+def test_size_is_about_what_is_taken_of_memory() -> None:
+    texts = [f"message number {i}" for i in range(2_000)]
+    for _ in range(2):  # the first time fills caches
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        response = StoredResponse("a", OWNER, b"", tuple(map(message, texts)), ())
+        taken = tracemalloc.get_traced_memory()[0] - before
+        tracemalloc.stop()
+    assert 0.7 * taken < response.size_bytes < 1.5 * taken
+
+
+def test_deep_items_are_measured() -> None:
+    depth = 100_000
+    value: object = "x"
+    for _ in range(depth):
+        value = [value]
+    assert _measure(value) > depth * sys.getsizeof([])
 
 
 def test_room_of_a_deleted_response_is_free_again() -> None:

@@ -116,9 +116,9 @@ def test_dead_engine_leaves_the_others_alone(tmp_path: Path) -> None:
         assert ask(client, "one").status_code == 200
         ready = client.get("/health/ready")
         assert ready.status_code == client.get("/health").status_code == 200
-        assert [state["phase"] for state in ready.json()["models"]] == ["ready", "restarting"]
+        assert [state["phase"] for state in ready.json()["models"]] == ["ready", "failed"]
         statuses = {m["id"]: m["status"] for m in client.get("/v1/models").json()["data"]}
-        assert statuses == {"test/one": "ready", "test/two": "restarting"}
+        assert statuses == {"test/one": "ready", "test/two": "failed"}
 
 
 def as_tensorrt(manifest: Any) -> Any:

@@ -7,8 +7,12 @@ nothing under its id. The store knows no HTTP and renders nothing.
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections import OrderedDict
 from dataclasses import dataclass
+
+from pydantic import BaseModel
 
 from deepinfer.server.responses_api.items import Item
 
@@ -35,8 +39,31 @@ class StoredResponse:
 
     @property
     def size_bytes(self) -> int:
-        """At least what dropping it frees: items are shared by the responses of a conversation."""
-        return len(self.rendered) + sum(len(item.model_dump_json().encode()) for item in self.input)
+        """What it takes in memory: as answered, and as objects, which are several times larger.
+
+        It is at least what dropping it frees: items are shared by the responses of a conversation.
+        """
+        return sys.getsizeof(self.rendered) + _measure((*self.input, *self.output))
+
+
+def _measure(whole: object) -> int:
+    """Bytes of an object and of all that it is made of, each part counted once."""
+    size = 0
+    seen: set[int] = set()
+    rest = [whole]
+    while rest:
+        value = rest.pop()
+        if value is None or isinstance(value, type | bool) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        size += sys.getsizeof(value)
+        if isinstance(value, BaseModel):
+            rest += (value.__dict__, value.model_extra, value.model_fields_set)
+        elif isinstance(value, dict):
+            rest += itertools.chain.from_iterable(value.items())
+        elif isinstance(value, list | tuple | set | frozenset):
+            rest += value
+    return size
 
 
 class ResponseStore:

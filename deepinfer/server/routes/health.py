@@ -6,6 +6,7 @@ them: an engine that is started again does not take a server out of service whos
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from fastapi import APIRouter
@@ -21,6 +22,8 @@ from deepinfer.server.json import json_response
 from deepinfer.server.openapi import Responses
 from deepinfer.server.state import ServerState
 
+# Anyone may read it: of a file no more than its name.
+PATH = re.compile(r"(?:/[^/\s`'\"]+)*/(?=[^/\s])")
 CODES = "Code `engine_loading`, `engine_unavailable` or `shutting_down`"
 HEALTH: Responses = {
     200: {"model": Health, "description": "The engine takes work"},
@@ -100,4 +103,6 @@ def _check_ready(status: EngineStatus) -> None:
         return
     if _is_loading(status):
         raise EngineLoading(f"The engine is loading: {status.phase}, {status.percent}%")
+    if status.phase == FAILED and status.message:
+        raise EngineUnavailable(f"The engine has failed: {PATH.sub('', status.message)}")
     raise EngineUnavailable(f"The engine is not available: {status.phase}")
