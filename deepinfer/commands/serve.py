@@ -59,6 +59,7 @@ class ConfigOption(click.Option):
 @click.option("--port", cls=ConfigOption, path="server.port")
 @click.option("--api-key-file", cls=ConfigOption, path="server.api_key_file")
 @click.option("--metrics-need-key", cls=ConfigOption, path="server.metrics_need_key")
+@click.option("--allowed-host", cls=ConfigOption, path="server.allowed_hosts", multiple=True)
 @click.option("--cors-origins", cls=ConfigOption, path="server.cors_origins")
 @click.option("--tls-certificate", cls=ConfigOption, path="server.tls_certificate")
 @click.option("--tls-key", cls=ConfigOption, path="server.tls_key")
