@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -179,9 +180,9 @@ class EngineManifest(Record):
 
     @property
     def source_flags(self) -> str:
-        """The options of `deepinfer build` that name what this engine was made of."""
-        lora = f" --lora {self.adapter.source}" if self.adapter else ""
-        return f"--model {self.model.source}{lora}"
+        """The options of `deepinfer build` that name what this engine was made of, for a shell."""
+        lora = f" --lora {shlex.quote(self.adapter.source)}" if self.adapter else ""
+        return f"--model {shlex.quote(self.model.source)}{lora}"
 
     @property
     def origin(self) -> Origin:

@@ -187,6 +187,7 @@ def _build(
     from deepinfer.compiler.report import result_as_json, result_lines
     from deepinfer.compiler.source import fetch_weights
     from deepinfer.compiler.tokenizer_files import check_converter
+    from deepinfer.terminal import echo
     from deepinfer.trtllm_libraries import require_tensorrt
     from deepinfer.trtllm_release import untried_warning
 
@@ -211,7 +212,7 @@ def _build(
         _print_json(result_as_json(plan, result))
         return
     for line in result_lines(plan, result):
-        click.echo(line)
+        echo(line)
 
 
 def _make_progress() -> Progress:

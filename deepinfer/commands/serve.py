@@ -7,7 +7,6 @@ what it is when nobody says. This module only puts the parts together.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -253,12 +252,13 @@ def _timing_tokenizers() -> Iterator[None]:
 
 def _announce(state: ServerState, url: str) -> None:
     from deepinfer.server.welcome import Address, describe_server
+    from deepinfer.terminal import echo
 
     if state.config.logging.format == "text":  # else stderr is for programs to read
         is_greedy_only = state.config.engine.draft_engine is not None
         address = Address(url, needs_key=bool(state.keys), is_greedy_only=is_greedy_only)
         block = describe_server(state.engines, address)
-        click.echo(block, file=sys.stderr, nl=False)
+        echo(block, err=True, nl=False)
 
 
 def _engine_options(config: ServeConfig, draft: EngineFolder | None) -> EngineOptions:

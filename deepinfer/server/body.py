@@ -19,6 +19,7 @@ from deepinfer.errors import BodyTimeout, ContentTooLarge, UnsupportedMediaType
 from deepinfer.server.errors import ClientDisconnected, from_validation
 from deepinfer.server.messages import RESULT_ATTACHMENTS
 from deepinfer.server.schema_base import Schema
+from deepinfer.validation import show_value
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 INLINE_BYTES = 32 * 1024
 # A client that sends its body waits for nothing: one that pauses for as long as this is gone.
 MAX_PAUSE_S = 10.0
+MAX_LOGGED_FIELDS = 20
 UTF8_NAMES = {"utf-8", "utf8", "us-ascii", "ascii"}
 
 SchemaT = TypeVar("SchemaT", bound=Schema)
@@ -43,7 +45,10 @@ async def read_json(request: Request, schema: type[SchemaT], *, limits: ServerSe
     else:
         body = await asyncio.to_thread(_parse, schema, data, limits)
     if body.unknown_fields:
-        logger.debug("ignored unknown fields: %s", ", ".join(sorted(body.unknown_fields)))
+        names = sorted(body.unknown_fields)
+        shown = [show_value(name) for name in names[:MAX_LOGGED_FIELDS]]
+        more = ", ..." if len(names) > len(shown) else ""
+        logger.debug("ignored unknown fields: %s%s", ", ".join(shown), more)
     return body
 
 
