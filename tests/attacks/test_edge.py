@@ -291,3 +291,25 @@ async def test_without_a_valid_key_every_answer_is_the_same(
         bodies = {(await client.get(path, headers=headers)).content for headers in attempts}
         reference = (await client.get("/v1/models")).content
     assert bodies == {reference}
+
+
+# Grammars that nest
+
+DEEP_GRAMMARS = {
+    "optional": 'root ::= "a"' + "?" * 1_000,
+    "repeated": 'root ::= "a"' + "*" * 5_000,
+    "counted": 'root ::= "a"' + "{1}" * 1_000,
+    "groups": "root ::= " + "(" * 1_000 + '"a"' + ")" * 1_000,
+    "counted groups": "root ::= " + "(" * 60 + '"a"' + ")????" * 60,
+}
+
+
+@pytest.mark.parametrize("grammar", DEEP_GRAMMARS.values(), ids=DEEP_GRAMMARS.keys())
+async def test_grammar_that_nests_deep_is_answered(tmp_path: Path, grammar: str) -> None:
+    state, _ = make_state(tmp_path / "echo")
+    async with client_for(state) as client:
+        fields = {"prompt": "x", "guided_grammar": grammar}
+        response = await client.post("/v1/completions", json=fields)
+    assert response.status_code in (200, 400), response.text
+    if response.status_code == 400:
+        assert response.json()["error"]["param"] == "guided_grammar"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -13,12 +14,14 @@ from typing import Any
 
 import pytest
 
+import deepinfer
 from deepinfer.__main__ import main
 from deepinfer.backends.simulated import SimulatedBackend
 from deepinfer.checkpoint import read_checkpoint
+from deepinfer.compiler.staging import open_staging
 from deepinfer.compiler.wishes import read_wishes
 from deepinfer.config_layers import read_config_file
-from deepinfer.errors import CheckpointError, ConfigError, EngineError
+from deepinfer.errors import BuildError, CheckpointError, ConfigError, EngineError
 from deepinfer.manifest import MANIFEST_NAME, find_damage, read_engine
 from deepinfer.text.folder import TokenizerFolder
 from deepinfer.weights import WEIGHTS_INDEX_NAME, WEIGHTS_NAME, read_weights
@@ -26,6 +29,7 @@ from tests.engines import make_simulated_engine
 
 DEEP_JSON = '{"a":' * 100_000
 LONG_NUMBER = "9" * 5_000
+SAMPLE_DIR = Path(deepinfer.__file__).parent / "sample"
 DEADLINE_S = 60
 
 # engine.json
@@ -245,3 +249,42 @@ def test_configuration_that_cannot_be_read_is_one_line(tmp_path: Path, text: str
     file.write_text("server:\n  " + text.replace("max_seq_len", "port").replace("revision", "port"))
     with pytest.raises(ConfigError, match=r"config\.yaml"):
         read_config_file(file)
+
+
+# Where an engine is written to
+
+
+@pytest.mark.parametrize("folder", ["file/engines", "a" * 300], ids=["below a file", "too long"])
+def test_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").touch()
+
+    def on_wait() -> None:
+        raise AssertionError
+
+    with pytest.raises(BuildError, match="cannot write to") as raised:
+        with open_staging(tmp_path / folder / "engine", on_wait):
+            raise AssertionError
+    assert raised.value.hint is not None and "--output" in raised.value.hint
+
+
+def test_name_that_no_file_system_takes_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model", "sample", "--dry-run", "--output", str(tmp_path)]
+    assert main(["build", *options, "--name", "a" * 300]) == 1
+    error, hint = capsys.readouterr().err.splitlines()
+    assert "cannot be the name" in error and "200" in hint
+    assert main(["build", *options, "--name", "a" * 200]) == 0
+
+
+def test_model_with_a_long_name_gets_an_engine_name_that_fits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = []
+    for last in "xy":
+        folder = tmp_path / ("a" * 240 + last)
+        shutil.copytree(SAMPLE_DIR, folder)
+        options = ["--model", str(folder), "--dry-run", "--json", "--output", str(tmp_path)]
+        assert main(["build", *options]) == 0
+        names.append(json.loads(capsys.readouterr().out)["name"])
+    assert names[0] != names[1] and max(map(len, names)) <= 200
