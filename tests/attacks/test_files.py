@@ -20,9 +20,12 @@ from deepinfer.backends.simulated import SimulatedBackend
 from deepinfer.checkpoint import read_checkpoint
 from deepinfer.compiler.staging import open_staging
 from deepinfer.compiler.wishes import read_wishes
+from deepinfer.config import ServeConfig
 from deepinfer.config_layers import read_config_file
 from deepinfer.errors import BuildError, CheckpointError, ConfigError, EngineError
 from deepinfer.manifest import MANIFEST_NAME, find_damage, read_engine
+from deepinfer.server.keys import read_keys
+from deepinfer.server.tls import open_tls
 from deepinfer.text.folder import TokenizerFolder
 from deepinfer.weights import WEIGHTS_INDEX_NAME, WEIGHTS_NAME, read_weights
 from tests.engines import make_simulated_engine
@@ -288,3 +291,55 @@ def test_model_with_a_long_name_gets_an_engine_name_that_fits(
         assert main(["build", *options]) == 0
         names.append(json.loads(capsys.readouterr().out)["name"])
     assert names[0] != names[1] and max(map(len, names)) <= 200
+
+
+# Files that keep a server's secrets
+
+
+@pytest.mark.parametrize(("mode", "warns"), [(0o606, True), (0o602, True), (0o604, False)])
+def test_key_file_that_everybody_writes_to_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int, warns: bool
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text("a-key")
+    file.chmod(mode)
+    read_keys(ServeConfig.model_validate({"server": {"api_key_file": file}}))
+    warned = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == warns
+    assert not warns or str(file) in warned[0].getMessage()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate and its key, both of this test alone."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    options = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    files = ["-keyout", str(key), "-out", str(chain)]
+    subprocess.run(
+        ["openssl", "req", "-x509", *options, "-subj", "/CN=localhost", *files],
+        check=True,
+        capture_output=True,
+    )
+    key.chmod(0o600)
+    return chain, key
+
+
+@pytest.mark.parametrize("has_own_file", [True, False], ids=["a file", "in the certificate's"])
+@pytest.mark.parametrize(("mode", "warns"), [(0o604, True), (0o640, False)])
+def test_private_key_that_everybody_reads_is_warned_of(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    certificate: tuple[Path, Path],
+    mode: int,
+    warns: bool,
+    has_own_file: bool,
+) -> None:
+    chain, key = certificate
+    if not has_own_file:
+        chain.write_text(chain.read_text() + key.read_text())
+    (key if has_own_file else chain).chmod(mode)
+    open_tls(chain, key if has_own_file else None)
+    warned = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == warns
