@@ -28,8 +28,8 @@ class Held:
         reader, writer = await asyncio.open_connection(where.host, where.port)
         data = json.dumps({**BODY, "stream": is_stream, "max_tokens": max_tokens}).encode()
         writer.write(
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n%b" % (len(data), data)
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(data), data)
         )
         return cls(reader, writer)
 

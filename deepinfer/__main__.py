@@ -16,6 +16,7 @@ import click
 
 from deepinfer.cli import cli
 from deepinfer.errors import CommandError
+from deepinfer.validation import as_one_line
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -43,12 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         logger.debug("traceback", exc_info=True)
         hint = "`deepinfer --verbose <command> ...` shows the traceback"
-        return _fail(f"internal: {_in_one_line(error)}", hint, EXIT_ERROR)
+        return _fail(f"internal: {type(error).__name__}: {error}", hint, EXIT_ERROR)
     return exit_code if isinstance(exit_code, int) else 0
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _usage_hint(error: click.ClickException) -> str | None:
@@ -58,9 +55,9 @@ def _usage_hint(error: click.ClickException) -> str | None:
 
 
 def _fail(message: str, hint: str | None, exit_code: int) -> int:
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {as_one_line(message)}", err=True)
     if hint:
-        click.echo(f"hint: {hint}", err=True)
+        click.echo(f"hint: {as_one_line(hint)}", err=True)
     return exit_code
 
 

@@ -52,6 +52,9 @@ KEY_BIAS_BY_DEFAULT = frozenset({"qwen2", "qwen2_moe", "starcoder2"})
 UNGATED_MLP_MODELS = frozenset({"nemotron", "starcoder2"})
 
 
+MAX_DIMENSION = 2**31 - 1  # as the libraries count
+
+
 @dataclass(frozen=True)
 class ModelDims:
     hidden_size: int
@@ -355,6 +358,12 @@ def _read_dims(config: dict[str, Any], architecture: str) -> ModelDims:
         for key in keys:
             value = config.get(key)
             if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                if value > MAX_DIMENSION:
+                    raise UnreadableModel(
+                        f"`{key}` in the {CONFIG_NAME} of this {architecture} must be at most "
+                        f"{MAX_DIMENSION:,}",
+                        architecture,
+                    )
                 return value
         if default is not None:
             return default
@@ -396,11 +405,18 @@ def _read_rope(config: dict[str, Any]) -> Rope:
     theta = config.get("rope_theta") or found.get("rope_theta")
     return Rope(
         type=str(found.get("rope_type") or found.get("type") or "default"),
-        theta=float(theta) if isinstance(theta, int | float) else None,
-        factor=float(found.get("factor") or 1.0),
+        theta=_read_number(theta),
+        factor=_read_number(found.get("factor")) or 1.0,
         original_max_positions=original if isinstance(original, int) else None,
         has_alpha="alpha" in found,
     )
+
+
+def _read_number(value: object) -> float | None:
+    try:
+        return float(value) if isinstance(value, int | float) else None
+    except OverflowError:
+        return None  # an integer of more than 308 digits is no number of a model
 
 
 def _find_sliding_window(config: dict[str, Any]) -> int | None:
@@ -492,8 +508,8 @@ def _read_text(path: Path) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise damaged(path, f"it is not JSON ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, f"it is not JSON that can be read ({error})") from error
     if not isinstance(value, dict):
         raise damaged(path, "it is not a JSON object")
     return value

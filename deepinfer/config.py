@@ -60,6 +60,24 @@ def _check_origin(origin: str) -> str:
 Origin = Annotated[str, AfterValidator(_check_origin)]
 
 
+# Without a port: a server has one. `*.` stands for any names below.
+HOST_NAME = re.compile(
+    r"\*|(\*\.)?[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*"
+)
+
+
+def _check_host_name(name: str) -> str:
+    lower = name.lower()
+    if HOST_NAME.fullmatch(lower) is None:
+        raise PydanticCustomError(
+            "host_name", "must be *, a host name such as deepinfer.internal, or *.example.com"
+        )
+    return lower
+
+
+HostName = Annotated[str, AfterValidator(_check_host_name)]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -88,6 +106,13 @@ class ServerSection(Section):
     )
     metrics_need_key: bool = Field(
         default=True, description="Whether /metrics asks for a key as other routes do"
+    )
+    allowed_hosts: tuple[HostName, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Host names that a server without a key answers to, besides localhost, "
+        "addresses and this machine's name; * is any, *.example.com any below; several are given "
+        "by several options, or with commas between them; with a key every name is answered",
     )
     cors_origins: tuple[Origin, ...] | None = Field(
         default=None,
@@ -158,7 +183,7 @@ class ServerSection(Section):
         "place, such as [image omitted], or an error 400",
     )
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("allowed_hosts", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return _split_commas(value)
@@ -354,6 +379,7 @@ def value_hint(field: FieldInfo) -> str:
         SecretStr: "TEXT",
         tuple[ModelName, ...]: "TEXT,...",
         tuple[Origin, ...]: "ORIGIN,...",
+        tuple[HostName, ...]: "NAME,...",
         tuple[AdapterText, ...]: "NAME=FOLDER",
     }
     return names[kind]

@@ -118,6 +118,8 @@ def read_config_file(file: Path) -> list[Setting]:
         mark = error.problem_mark or error.context_mark
         where = f" line {mark.line + 1}" if mark is not None else ""
         raise ConfigError(f"`{file}`{where}: not valid YAML: {error.problem}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets
+        raise ConfigError(f"`{file}`: not valid YAML: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"`{file}`: not valid YAML: {str(error).splitlines()[0]}") from error
 

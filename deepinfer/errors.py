@@ -18,6 +18,7 @@
         ContextLengthExceeded         400 context_length_exceeded
         UnsupportedParameter          400 unsupported_parameter
         InvalidApiKey                 401 invalid_api_key
+        HostNotAllowed                403 host_not_allowed
         NotFound                      404 not_found
           ModelNotFound               404 model_not_found
         MethodNotAllowed              405 method_not_allowed
@@ -147,6 +148,11 @@ class InvalidApiKey(RequestError):
     status = 401
     type = "authentication_error"
     code = "invalid_api_key"
+
+
+class HostNotAllowed(InvalidRequest):
+    status = 403
+    code = "host_not_allowed"
 
 
 class NotFound(InvalidRequest):

@@ -1,6 +1,8 @@
 """How a server's log looks, decided in one place: lines on stderr, each with its request.
 
-Whoever logs while an HTTP request is handled needs to do nothing for the request's id to be there.
+What others say in a message, a field's name or an error's text, cannot end a line or control a
+terminal. Whoever logs while an HTTP request is handled needs to do nothing for the request's id to
+be there.
 A line is text, or one JSON object; whoever has values worth a key of their own hands them over as
 `extra=with_fields(...)`, which changes nothing about the text.
 """
@@ -10,10 +12,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import textwrap
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
+from types import TracebackType
 from typing import Literal, TextIO
+
+from deepinfer.validation import escape_controls
 
 LogFormat = Literal["text", "json"]
 
@@ -36,9 +42,18 @@ class RequestFormatter(logging.Formatter):
         super().__init__(LINE_FORMAT, TIME_FORMAT)
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        line = super().formatMessage(record)
+        line = escape_controls(super().formatMessage(record))
         request_id = current_request_id.get()
         return line if request_id is None else f"{line} request_id={request_id}"
+
+    def formatException(
+        self,
+        ei: tuple[type[BaseException], BaseException, TracebackType | None]
+        | tuple[None, None, None],
+    ) -> str:
+        """Indented, so that no line of it looks like one of the log."""
+        text = escape_controls(super().formatException(ei), keep="\n")
+        return textwrap.indent(text, "  ")
 
 
 class JsonFormatter(logging.Formatter):

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import shlex
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
-from typing import Final, Literal
+from datetime import UTC, datetime, timedelta
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from deepinfer.errors import EngineError
 
@@ -29,6 +33,41 @@ CACHED_TOKENS_KEY = "cached_tokens_per_sequence"
 MIN_FULL_SEQUENCES = 4  # of the longest length, that the KV cache is to hold whatever the setting
 
 BackendName = Literal["openvino", "tensorrt-llm", "simulated"]
+TARGET_KINDS = {"openvino": "cpu", "tensorrt-llm": "gpu"}  # the simulated one runs anywhere
+
+REBUILD_HINT = "rebuild the engine with `deepinfer build --force`"
+
+MAX_MANIFEST_BYTES = 64 * 2**20  # thousands of files have some hundred bytes each
+MAX_TOKENS = 2**31 - 1  # as the libraries count them
+MAX_BYTES = 2**50
+MAX_VOCAB_SIZE = 2**24  # many times the largest there is
+GPU_CAPABILITY = re.compile(r"sm_[0-9]{2,3}")
+
+
+def _check_created_at(value: str) -> str:
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        moment = None
+    if moment is None or moment.utcoffset() != timedelta(0) or moment.year < 1970:
+        raise PydanticCustomError(
+            "moment",
+            "must be a moment in UTC, such as {example}",
+            {"example": datetime(2026, 1, 31, tzinfo=UTC).isoformat()},
+        )
+    return value
+
+
+def _check_relative(name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or path.as_posix() != name or name == ".":
+        raise PydanticCustomError("relative", "must be a path within the engine's folder")
+    return name
+
+
+Moment = Annotated[str, AfterValidator(_check_created_at)]  # ISO 8601, UTC
+Version = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+_!-]{0,99}$")]
+RelativePath = Annotated[str, AfterValidator(_check_relative)]
 
 
 class Record(BaseModel):
@@ -42,7 +81,7 @@ class ModelRecord(Record):
     source: str  # what `deepinfer build --model` was given: a hub id, a folder or "sample"
     revision: str | None = None
     architecture: str
-    num_parameters: int
+    num_parameters: int = Field(ge=0)
     source_digest: str  # over the names, sizes and SHA-256 of the source files that were read
     trust_remote_code: bool = False
 
@@ -51,7 +90,7 @@ class BackendRecord(Record):
     """The library that compiled the payload, and the settings with which it must be loaded."""
 
     name: BackendName
-    version: str
+    version: Version
     libraries: dict[str, str] = Field(default_factory=dict)
     settings: dict[str, str | int | bool] = Field(default_factory=dict)
 
@@ -64,15 +103,21 @@ class Target(Record):
     capability: str  # "sm_120" for a GPU, the machine type such as "x86_64" for a CPU
     features: tuple[str, ...] = ()  # CPU instruction sets that the choice of precision relied on
 
+    @model_validator(mode="after")
+    def _check_capability(self) -> Self:
+        if self.kind == "gpu" and GPU_CAPABILITY.fullmatch(self.capability) is None:
+            raise PydanticCustomError("capability", "capability of a gpu must be such as sm_120")
+        return self
+
 
 class EngineLimits(Record):
     """What one engine accepts, in tokens and sequences."""
 
-    max_batch_size: int = Field(ge=1)
-    max_input_len: int = Field(ge=1)
-    max_seq_len: int = Field(ge=2)
-    max_num_tokens: int = Field(ge=1)
-    max_beam_width: int = Field(default=1, ge=1)
+    max_batch_size: int = Field(ge=1, le=MAX_TOKENS)
+    max_input_len: int = Field(ge=1, le=MAX_TOKENS)
+    max_seq_len: int = Field(ge=2, le=MAX_TOKENS)
+    max_num_tokens: int = Field(ge=1, le=MAX_TOKENS)
+    max_beam_width: int = Field(default=1, ge=1, le=MAX_TOKENS)
 
 
 class LoraLimits(Record):
@@ -117,15 +162,21 @@ class Parallelism(Record):
 
 
 class TokenRecord(Record):
-    vocab_size: int = Field(ge=1)
-    bos_token_id: int | None = None
-    pad_token_id: int | None = None
+    vocab_size: int = Field(ge=1, le=MAX_VOCAB_SIZE)
+    bos_token_id: int | None = Field(None, ge=-MAX_TOKENS, le=MAX_TOKENS)
+    pad_token_id: int | None = Field(None, ge=-MAX_TOKENS, le=MAX_TOKENS)
     eos_token_ids: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_eos(self) -> Self:
+        if not all(0 <= token_id < self.vocab_size for token_id in self.eos_token_ids):
+            raise PydanticCustomError("eos", "eos_token_ids must be ids of the vocabulary")
+        return self
 
 
 class FileRecord(Record):
-    size_bytes: int = Field(ge=0)
-    sha256: str
+    size_bytes: int = Field(ge=0, le=MAX_BYTES)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 class Choice(Record):
@@ -137,10 +188,10 @@ class Choice(Record):
 
 
 class BuildRecord(Record):
-    deepinfer_version: str
-    created_at: str  # ISO 8601, UTC
-    duration_s: float
-    peak_memory_bytes: int
+    deepinfer_version: Version
+    created_at: Moment
+    duration_s: float = Field(ge=0, allow_inf_nan=False)
+    peak_memory_bytes: int = Field(ge=0, le=MAX_BYTES)
     plan_digest: str
     choices: tuple[Choice, ...] = ()
 
@@ -162,26 +213,37 @@ class Origin(Record):
 
 class EngineManifest(Record):
     schema_version: Literal[1] = SCHEMA_VERSION
-    name: str
+    name: str = Field(min_length=1, max_length=255)
     model: ModelRecord
     backend: BackendRecord
     precision: str
     kv_cache_precision: str
-    kv_bytes_per_token: int = Field(ge=1)
+    kv_bytes_per_token: int = Field(ge=1, le=MAX_BYTES)
     target: Target
     limits: EngineLimits
     lora: LoraLimits | None = None  # None: it takes no adapters
     adapter: AdapterRecord | None = None
     parallelism: Parallelism = Parallelism()
     tokens: TokenRecord
-    files: dict[str, FileRecord]  # path relative to the engine folder, with forward slashes
+    files: dict[RelativePath, FileRecord]  # by path in the engine folder, with forward slashes
     build: BuildRecord
+
+    @model_validator(mode="after")
+    def _check_target(self) -> Self:
+        kind = TARGET_KINDS.get(self.backend.name, self.target.kind)
+        if kind != self.target.kind:
+            raise PydanticCustomError(
+                "target",
+                "target.kind must be {kind} for the backend {backend}",
+                {"kind": kind, "backend": self.backend.name},
+            )
+        return self
 
     @property
     def source_flags(self) -> str:
-        """The options of `deepinfer build` that name what this engine was made of."""
-        lora = f" --lora {self.adapter.source}" if self.adapter else ""
-        return f"--model {self.model.source}{lora}"
+        """The options of `deepinfer build` that name what this engine was made of, for a shell."""
+        lora = f" --lora {shlex.quote(self.adapter.source)}" if self.adapter else ""
+        return f"--model {shlex.quote(self.model.source)}{lora}"
 
     @property
     def origin(self) -> Origin:
@@ -233,13 +295,20 @@ def write_manifest(folder: Path, manifest: EngineManifest) -> None:
 def read_engine(folder: Path) -> EngineFolder:
     """Read one engine folder. Raises EngineError when it is not one or is of another schema."""
     path = folder / MANIFEST_NAME
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         raise EngineError(
             f"`{folder}` is not an engine: it has no {MANIFEST_NAME}",
             hint="make one with `deepinfer build --model sample`",
-        ) from None
+        )
+    # A pipe or a device has no end, and reading it might wait for ever.
+    if not path.is_file() or not _is_within(folder, path):
+        raise EngineError(f"`{path}` is not a file of this folder", hint=REBUILD_HINT)
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise EngineError(
+                f"`{path}` has more than {MAX_MANIFEST_BYTES:,} bytes", hint=REBUILD_HINT
+            )
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise EngineError(f"cannot read `{path}`: {error}") from error
     try:
@@ -249,7 +318,7 @@ def read_engine(folder: Path) -> EngineFolder:
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise EngineError(
             f"`{path}` is damaged or of another version: {where}: {first['msg']}",
-            hint="rebuild the engine with `deepinfer build --force`",
+            hint=REBUILD_HINT,
         ) from error
 
 
@@ -319,7 +388,9 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
 def find_damage(engine: EngineFolder, *, with_digests: bool) -> Iterator[str]:
     """What differs between the folder and its manifest, a line each; nothing when it is whole.
 
-    Sizes are compared always; `with_digests` also reads every byte and compares SHA-256.
+    What the manifest does not list is a difference too, links among it: it would be read as a part
+    of the engine, whatever it is and wherever it leads. Sizes are compared always; `with_digests`
+    also reads every byte and compares SHA-256.
     """
     for name, record in engine.manifest.files.items():
         path = engine.path / name
@@ -331,3 +402,16 @@ def find_damage(engine: EngineFolder, *, with_digests: bool) -> Iterator[str]:
             yield f"{name} has {size:,} bytes; the manifest says {record.size_bytes:,}"
         elif with_digests and record_file(path).sha256 != record.sha256:
             yield f"{name} differs from its SHA-256 in the manifest"
+    yield from _find_unlisted(engine)
+
+
+def _find_unlisted(engine: EngineFolder) -> Iterator[str]:
+    listed = {MANIFEST_NAME, *engine.manifest.files}
+    folders = {parent.as_posix() for name in listed for parent in PurePosixPath(name).parents}
+    for root, dir_names, file_names in os.walk(engine.path):
+        for name in sorted([*dir_names, *file_names]):
+            path = Path(root, name)
+            relative = path.relative_to(engine.path).as_posix()
+            is_folder = name in dir_names and not path.is_symlink()
+            if relative not in listed and not is_folder and relative not in folders:
+                yield f"{relative} is not in the manifest"

@@ -1,7 +1,8 @@
 """Tables and quantities as people read them: through rich on a terminal, plain elsewhere.
 
 A table that is piped has no colour, no frame and no line breaks of its own, so that `cut` and
-`grep` work on it. Nothing here knows what the tables say.
+`grep` work on it. What a file says cannot control the terminal. Nothing here knows what the tables
+say.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import sys
 from collections.abc import Iterable, Sequence
 
 import click
+
+from deepinfer.validation import escape_controls
 
 PIPED_WIDTH = 10_000  # columns; wide enough that rich never folds a cell
 MIN_FOLDED_WIDTH = 30  # columns; text in a narrower column cannot be read
@@ -25,7 +28,7 @@ def print_table(rows: Iterable[Sequence[str]], *, headers: Sequence[str] = ()) -
     from rich.table import Column, Table
     from rich.text import Text
 
-    rows = list(rows)
+    rows = [[escape_controls(cell) for cell in row] for row in rows]
     titles = headers or [""] * max((len(row) for row in rows), default=0)
     columns = [Column(title, no_wrap=True) for title in titles[:-1]]
     columns += [Column(title, overflow="fold") for title in titles[-1:]]
@@ -43,6 +46,11 @@ def print_table(rows: Iterable[Sequence[str]], *, headers: Sequence[str] = ()) -
     Console(file=page, width=PIPED_WIDTH, force_terminal=False, highlight=False).print(table)
     for line in page.getvalue().splitlines():
         click.echo(line.rstrip())
+
+
+def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """`click.echo` for lines that say what a file says."""
+    click.echo(escape_controls(text, keep="\n"), err=err, nl=nl)
 
 
 def _min_width(rows: Iterable[Sequence[str]]) -> int:

@@ -1,5 +1,8 @@
 """Says in our words what pydantic found wrong: the rule, and the value that was given.
 
+It also makes text of others safe to show: what a file or a client says must not move a terminal's
+cursor, and must not look like a line of ours.
+
 Used where outside values come in: configuration and request bodies. It knows neither; the field's
 name, the error's class and the way out are added by the caller.
 """
@@ -8,10 +11,17 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 MAX_SHOWN_CHARS = 60
+MAX_LINE_CHARS = 4_000
+# Controls of terminals (C0, C1), line ends, what reverses the order of text, and lone surrogates,
+# which cannot be written at all.
+CONTROLS = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 # Of pydantic's error types, those that a message is written for; others keep pydantic's own words.
 _RULES = {
@@ -73,6 +83,23 @@ def show_value(value: object) -> str:
     if len(text) > MAX_SHOWN_CHARS:
         text = text[:MAX_SHOWN_CHARS] + "..."
     return f"`{text}`"
+
+
+def escape_controls(text: str, *, keep: str = "") -> str:
+    """`text` with control characters, but those of `keep`, as JSON writes them: `\\u001b`."""
+
+    def escape(match: re.Match[str]) -> str:
+        char = match[0]
+        return char if char in keep else f"\\u{ord(char):04x}"
+
+    return CONTROLS.sub(escape, text)
+
+
+def as_one_line(text: str) -> str:
+    """`text` on one line: white space as single spaces, controls escaped, cut where it is long."""
+    cut = text[: MAX_LINE_CHARS + 1]
+    line = escape_controls(" ".join(cut.split()))
+    return line if len(line) <= MAX_LINE_CHARS else line[:MAX_LINE_CHARS] + "..."
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

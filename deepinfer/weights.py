@@ -12,7 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from deepinfer.errors import CheckpointError
@@ -140,7 +140,7 @@ def read_safetensors_header(path: Path) -> list[Tensor]:
         try:
             header = json.loads(file.read(header_bytes))
             tensors, data_bytes = _parse_header(header)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise damaged(path, "its header is not a safetensors header") from error
     expected_bytes = 8 + header_bytes + data_bytes
     if size_bytes != expected_bytes:
@@ -189,9 +189,14 @@ def _list_weight_files(folder: Path) -> tuple[tuple[str, ...], dict[str, str]]:
 def _read_weight_map(path: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        return {str(tensor): str(file) for tensor, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        files = {str(tensor): str(file) for tensor, file in weight_map.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(path, "it has no weight_map") from error
+    for name in set(files.values()):
+        shard = PurePosixPath(name)
+        if shard.is_absolute() or ".." in shard.parts:
+            raise damaged(path, f"it names `{name}`, which is outside of the checkpoint")
+    return files
 
 
 def _no_weights(folder: Path) -> CheckpointError:

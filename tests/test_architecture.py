@@ -43,6 +43,7 @@ CLIENT_PARTS = [
 # Module, and what of ours it may import; names are below `deepinfer`, the first match counts.
 RULES: dict[str, list[str]] = {
     **{name: [] for name in BASE},
+    "logs": ["validation"],
     "weights": BASE,
     "checkpoint": [*BASE, "weights"],
     "manifest": BASE,
@@ -69,7 +70,7 @@ RULES: dict[str, list[str]] = {
     "bench.*": [*LOW, "terminal", "runtime.client", "runtime.call", "bench.*"],
     "commands.*": ["*"],
     "cli": ["commands", "logs", "validation"],
-    "__main__": ["cli", "errors"],
+    "__main__": ["cli", "errors", "validation"],
 }
 
 # Libraries that take long to load or exist on some machines only.

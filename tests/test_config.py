@@ -71,6 +71,7 @@ def test_every_key_can_be_given_in_the_environment() -> None:
         "server.api_key": "k",
         "server.api_key_file": "f",
         "server.metrics_need_key": "false",
+        "server.allowed_hosts": "Box.example, *.internal",
         "server.cors_origins": "https://a.example, http://localhost:3000",
         "server.tls_certificate": "c",
         "server.tls_key": "t",
@@ -113,6 +114,7 @@ def test_every_key_can_be_given_in_the_environment() -> None:
     config = load_config(None, environment, []).config
     assert config.server.shutdown_timeout_s == 1.5
     assert config.engine.engine_dir == Path("d")
+    assert config.server.allowed_hosts == ("box.example", "*.internal")
     assert config.engine.served_model_names == ("a", "b")
     assert config.engine.lora == ("x=a/b", "y=c")
     assert config.logging.level == "debug"

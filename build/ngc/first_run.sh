@@ -3,7 +3,8 @@
 # and writes one report to attach to an issue. docs/gpu-validation.md goes through the same by hand.
 #
 #   build/ngc/first_run.sh
-#   HF_TOKEN=... MODELS='meta-llama/Llama-3.2-1B-Instruct --precision fp8' build/ngc/first_run.sh
+#   read -rs HF_TOKEN && export HF_TOKEN   # for a gated model; no command line or history has it
+#   MODELS='meta-llama/Llama-3.2-1B-Instruct --precision fp8' build/ngc/first_run.sh
 #
 #   MODELS            models to try, one per line or with `;` between them, each with options of
 #                     `deepinfer build`

@@ -6,7 +6,7 @@
 #
 #   ENGINES_DIR   one engine, or a folder of engines, read only            [./engines]
 #   PUBLISH       address and port of the host to listen on                [127.0.0.1:8000]
-#   KEY_FILE      keys that clients must send, one a line; RUN_AS reads it  [none]
+#   KEY_FILE      keys that clients must send, one per line; RUN_AS reads it [none]
 #
 # host.sh has IMAGE, GPUS and RUN_AS. NCCL_P2P_DISABLE is handed on, for cards that hang.
 set -euo pipefail
@@ -33,7 +33,7 @@ flags+=(
 arguments=(--engine-dir /srv/engines --host 0.0.0.0)
 if [[ -n "${KEY_FILE:-}" ]]; then
     if [[ ! -r "${KEY_FILE}" ]]; then
-        fail "the key file ${KEY_FILE} cannot be read" "make it, with one key a line"
+        fail "the key file ${KEY_FILE} cannot be read" "make it, with one key per line"
     fi
     flags+=(--volume "$(realpath "${KEY_FILE}"):/run/secrets/keys:ro")
     arguments+=(--api-key-file /run/secrets/keys)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,7 +85,7 @@ class OpenVinoBackend:
         except Exception as error:
             raise BackendError(
                 f"OpenVINO cannot load engine `{manifest.name}`: {first_line(error)}",
-                hint=f"check it with `deepinfer engines verify {manifest.name}`",
+                hint=f"check it with `deepinfer engines verify {shlex.quote(manifest.name)}`",
             ) from error
         scorer = Scorer(
             engine.payload_dir, device_properties(manifest, options), library.core, library.numpy

@@ -1,7 +1,7 @@
 """A backend without a model: it emits scripted tokens at a set rate.
 
 It serves the tests and the benchmarks of everything around a model. It keeps every promise of
-`base.py`, and each of its settings stands in the engine's manifest:
+`base.py`, and each of its settings is in the engine's manifest:
 
     script              token ids separated by spaces; when absent, the prompt is repeated once
     step_us             microseconds that one step takes; 0 is as fast as possible
@@ -20,10 +20,27 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from deepinfer.backends.base import BackendFault
 from deepinfer.engine import Capacity
+from deepinfer.errors import EngineError
 from deepinfer.generation import FinishReason, GenerationRequest, TokenChunk, TokenLogProbs
-from deepinfer.manifest import EngineFolder, EngineManifest
+from deepinfer.manifest import MAX_TOKENS, EngineFolder, EngineManifest
+from deepinfer.validation import describe_rule
+
+
+class SimulatedSettings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    script: str = Field("", pattern=r"^[0-9 ]*$", max_length=1_000_000)
+    step_us: int = Field(0, ge=0, le=60_000_000)
+    load_ms: int = Field(0, ge=0, le=600_000)
+    tokens_per_block: int = Field(32, ge=1, le=MAX_TOKENS)
+    num_blocks: int | None = Field(None, ge=1, le=MAX_TOKENS)
+    counts: bool = False
+    fault_token_id: int | None = Field(None, ge=0, le=MAX_TOKENS)
+    stumble_token_id: int | None = Field(None, ge=0, le=MAX_TOKENS)
 
 
 @dataclass
@@ -50,19 +67,27 @@ class SimulatedBackend:
 
     @classmethod
     def load(cls, engine: EngineFolder) -> SimulatedBackend:
+        """Raises EngineError for a setting that is none of these, or out of its range."""
         manifest = engine.manifest
-        settings = manifest.backend.settings
-        time.sleep(int(settings.get("load_ms", 0)) / 1e3)
-        script = settings.get("script")
-        fault, stumble = settings.get("fault_token_id"), settings.get("stumble_token_id")
+        try:
+            settings = SimulatedSettings.model_validate(manifest.backend.settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise EngineError(
+                f"engine `{manifest.name}` is damaged: its setting `{first['loc'][0]}` "
+                f"{describe_rule(first)}"
+            ) from None
+        if not manifest.tokens.eos_token_ids:
+            raise EngineError(f"engine `{manifest.name}` is damaged: it has no EOS token")
+        time.sleep(settings.load_ms / 1e3)
         return cls(
-            capacity=_read_capacity(manifest),
+            capacity=_make_capacity(manifest, settings),
             eos_token_id=manifest.tokens.eos_token_ids[0],
-            script=tuple(int(word) for word in str(script).split()) if script else None,
-            step_s=int(settings.get("step_us", 0)) / 1e6,
-            counts_to=manifest.tokens.vocab_size if settings.get("counts") else None,
-            fault_token_id=int(fault) if fault is not None else None,
-            stumble_token_id=int(stumble) if stumble is not None else None,
+            script=tuple(map(int, settings.script.split())) or None,
+            step_s=settings.step_us / 1e6,
+            counts_to=manifest.tokens.vocab_size if settings.counts else None,
+            fault_token_id=settings.fault_token_id,
+            stumble_token_id=settings.stumble_token_id,
         )
 
     @property
@@ -145,12 +170,11 @@ class SimulatedBackend:
         return FinishReason.LENGTH if sequence.num_emitted == sampling.max_tokens else None
 
 
-def _read_capacity(manifest: EngineManifest) -> Capacity:
-    limits, settings = manifest.limits, manifest.backend.settings
-    tokens_per_block = int(settings.get("tokens_per_block", 32))
-    full = limits.max_batch_size * -(-limits.max_seq_len // tokens_per_block)
+def _make_capacity(manifest: EngineManifest, settings: SimulatedSettings) -> Capacity:
+    limits = manifest.limits
+    full = limits.max_batch_size * -(-limits.max_seq_len // settings.tokens_per_block)
     return Capacity(
         max_batch_size=limits.max_batch_size,
-        num_blocks=int(settings.get("num_blocks", full)),
-        tokens_per_block=tokens_per_block,
+        num_blocks=full if settings.num_blocks is None else settings.num_blocks,
+        tokens_per_block=settings.tokens_per_block,
     )

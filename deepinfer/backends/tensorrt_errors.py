@@ -7,6 +7,7 @@ run: whether an exception means that the device is gone, or is about one request
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 
 from deepinfer.errors import BackendError
@@ -41,7 +42,8 @@ def _too_few_gpus(found: re.Match[str], manifest: EngineManifest) -> tuple[str, 
 def _cannot_deserialise(found: re.Match[str], manifest: EngineManifest) -> tuple[str, str]:
     return (
         "TensorRT cannot read it: it is for another GPU or version, or damaged",
-        f"`deepinfer engines verify {manifest.name}` tells which; {_rebuild(manifest)} mends both",
+        f"`deepinfer engines verify {shlex.quote(manifest.name)}` tells which; "
+        f"{_rebuild(manifest)} mends both",
     )
 
 
@@ -102,7 +104,7 @@ def explain_load_error(error: Exception, manifest: EngineManifest) -> BackendErr
             return BackendError(f"engine `{manifest.name}` cannot load: {reason}", hint=hint)
     return BackendError(
         f"TensorRT-LLM cannot load engine `{manifest.name}`: {describe(error)}",
-        hint=f"check it with `deepinfer engines verify {manifest.name}`",
+        hint=f"check it with `deepinfer engines verify {shlex.quote(manifest.name)}`",
     )
 
 
@@ -176,4 +178,4 @@ def _texts(error: BaseException | None) -> list[str]:
 
 
 def _rebuild(manifest: EngineManifest) -> str:
-    return f"`deepinfer build --model {manifest.model.source} --force`"
+    return f"`deepinfer build {manifest.source_flags} --force`"

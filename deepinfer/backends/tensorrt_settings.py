@@ -194,7 +194,7 @@ def write_plain_tokenizer(engine: EngineFolder, folder: Path) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise EngineError(
             f"`{path}` cannot be read: {describe(error)}",
             hint="rebuild the engine with `deepinfer build --force`",
@@ -227,7 +227,10 @@ def read_built_engine(engine: EngineFolder) -> BuiltEngine:
         vocab_size = int(config["pretrained_config"]["vocab_size"])
         lora = (built.get("lora_config") or {}).get("lora_target_modules") or ()
         names_code = CODE_MAP in config
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError),
+        RecursionError,
+    ) as error:
         raise EngineError(
             f"`{path}` does not say how the engine was built: {describe(error)}",
             hint="rebuild the engine with `deepinfer build --force`",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from deepinfer.compiler.target import TargetDevice
     from deepinfer.compiler.wishes import BuildWishes
 
-EXIT_TERMINATED = 143  # 128 + SIGTERM, as shells report it
+SIGNAL_EXIT = 128  # plus the signal's number, as shells report it
 
 
 class WishOption(click.Option):
@@ -135,7 +135,7 @@ def build(
     if not is_json:
         _print_plan(plan)
     check_room(plan)
-    with _clean_exit_on_sigterm():
+    with _clean_exit_on_signals():
         _build(wishes, checkpoint, adapter, plan, is_forced=is_forced, is_json=is_json)
 
 
@@ -187,6 +187,7 @@ def _build(
     from deepinfer.compiler.report import result_as_json, result_lines
     from deepinfer.compiler.source import fetch_weights
     from deepinfer.compiler.tokenizer_files import check_converter
+    from deepinfer.terminal import echo
     from deepinfer.trtllm_libraries import require_tensorrt
     from deepinfer.trtllm_release import untried_warning
 
@@ -211,7 +212,7 @@ def _build(
         _print_json(result_as_json(plan, result))
         return
     for line in result_lines(plan, result):
-        click.echo(line)
+        echo(line)
 
 
 def _make_progress() -> Progress:
@@ -258,14 +259,22 @@ def _print_json(value: object) -> None:
 
 
 @contextmanager
-def _clean_exit_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, as Ctrl-C does, so that nothing half-built is left."""
+def _clean_exit_on_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind the stack, as Ctrl-C does, so that nothing half-built is left.
 
-    def exit_now(*_: object) -> None:
-        raise SystemExit(EXIT_TERMINATED)
+    `nohup` has SIGHUP ignored, and it stays so.
+    """
 
-    previous = signal.signal(signal.SIGTERM, exit_now)
+    def exit_now(number: int, _: object) -> None:
+        raise SystemExit(SIGNAL_EXIT + number)
+
+    previous = {
+        number: signal.signal(number, exit_now)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -53,13 +53,15 @@ def doctor(ctx: click.Context, engine_dir: Path, port: int, is_json: bool) -> No
 
 
 def _print_findings(findings: list[Finding]) -> None:
+    from deepinfer.validation import escape_controls
+
     status_width = max(map(len, COLORS)) + 2
     topic_width = max(len(finding.topic) for finding in findings) + 2
     for finding in findings:
         status = click.style(finding.status.ljust(status_width), fg=COLORS[finding.status])
-        click.echo(f"{status}{finding.topic.ljust(topic_width)}{finding.seen}")
+        click.echo(f"{status}{finding.topic.ljust(topic_width)}{escape_controls(finding.seen)}")
         if finding.advice:
-            click.echo(f"{' ' * (status_width + topic_width)}-> {finding.advice}")
+            click.echo(f"{' ' * (status_width + topic_width)}-> {escape_controls(finding.advice)}")
 
 
 def _conclusion(report: Report) -> str:

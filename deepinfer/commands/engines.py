@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,7 @@ def list_engines(ctx: click.Context, engine_dir: Path, is_json: bool) -> None:
     """
     from deepinfer.errors import EngineError
     from deepinfer.manifest import find_engine_folders, read_engine
-    from deepinfer.terminal import print_table
+    from deepinfer.terminal import echo, print_table
 
     found: list[EngineFolder] = []
     errors = []
@@ -61,7 +62,7 @@ def list_engines(ctx: click.Context, engine_dir: Path, is_json: bool) -> None:
     elif not errors:
         click.echo(f"no engines in `{engine_dir}`; `deepinfer build --model sample` makes one")
     for unreadable in errors:
-        click.echo(f"error: {unreadable.message}", err=True)
+        echo(f"error: {unreadable.message}", err=True)
     if errors:
         ctx.exit(1)
 
@@ -105,6 +106,7 @@ def verify_engine(name: str, engine_dir: Path, is_json: bool) -> None:
     """
     from deepinfer.errors import EngineError
     from deepinfer.manifest import find_damage
+    from deepinfer.terminal import echo
 
     engine = find_engine(engine_dir, name)
     manifest = engine.manifest
@@ -113,7 +115,7 @@ def verify_engine(name: str, engine_dir: Path, is_json: bool) -> None:
         print_json({"name": manifest.name, "is_whole": not damage, "damage": damage})
     else:
         for line in damage:
-            click.echo(line)
+            echo(line)
     if damage:
         count = "1 place" if len(damage) == 1 else f"{len(damage)} places"
         raise EngineError(
@@ -121,7 +123,7 @@ def verify_engine(name: str, engine_dir: Path, is_json: bool) -> None:
             hint=f"rebuild it with `deepinfer build {manifest.source_flags} --force`",
         )
     if not is_json:
-        click.echo(f"engine `{manifest.name}` is whole: {size(manifest)}")
+        echo(f"engine `{manifest.name}` is whole: {size(manifest)}")
 
 
 def find_engine(engine_dir: Path, name: str) -> EngineFolder:
@@ -153,7 +155,8 @@ def no_such_engine(engine_dir: Path, name: str, names: list[str]) -> EngineError
     if not names:
         return EngineError(
             f"no engine `{name}`: `{engine_dir}` has none at all",
-            hint=f"make one with `deepinfer build --model sample --output {engine_dir}`",
+            hint="make one with `deepinfer build --model sample --output "
+            f"{shlex.quote(str(engine_dir))}`",
         )
     listed = ", ".join(f"`{other}`" for other in names)
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
@@ -171,7 +174,9 @@ def describe(engine: EngineFolder) -> dict[str, Any]:
 
 
 def print_json(document: Any) -> None:
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    from deepinfer.terminal import echo
+
+    echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def summarize(manifest: EngineManifest) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ what it is when nobody says. This module only puts the parts together.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -69,6 +68,7 @@ def _refuse_removed(path: str) -> Callable[[click.Context, click.Parameter, Any]
 @click.option("--port", cls=ConfigOption, path="server.port")
 @click.option("--api-key-file", cls=ConfigOption, path="server.api_key_file")
 @click.option("--metrics-need-key", cls=ConfigOption, path="server.metrics_need_key")
+@click.option("--allowed-host", cls=ConfigOption, path="server.allowed_hosts", multiple=True)
 @click.option("--cors-origins", cls=ConfigOption, path="server.cors_origins")
 @click.option("--tls-certificate", cls=ConfigOption, path="server.tls_certificate")
 @click.option("--tls-key", cls=ConfigOption, path="server.tls_key")
@@ -234,12 +234,13 @@ def _timing_tokenizers() -> Iterator[None]:
 
 def _announce(state: ServerState, url: str) -> None:
     from deepinfer.server.welcome import Address, describe_server
+    from deepinfer.terminal import echo
 
     if state.config.logging.format == "text":  # else stderr is for programs to read
         is_greedy_only = state.config.engine.draft_engine is not None
         address = Address(url, needs_key=bool(state.keys), is_greedy_only=is_greedy_only)
         block = describe_server(state.engines, address)
-        click.echo(block, file=sys.stderr, nl=False)
+        echo(block, err=True, nl=False)
 
 
 def _engine_options(config: ServeConfig, draft: EngineFolder | None) -> EngineOptions:

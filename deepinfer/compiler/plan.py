@@ -37,8 +37,12 @@ from deepinfer.manifest import (
     Target,
 )
 from deepinfer.terminal import format_bytes
+from deepinfer.validation import MAX_SHOWN_CHARS
 
 NAME_DIGEST_CHARS = 8  # enough to tell the checkpoints of one folder apart
+# A build's folder and its log have some letters more than the name.
+MAX_NAME_CHARS = 200
+MAX_MODEL_NAME_CHARS = 150
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # What is said about a plan, or happens to be free today, and decides nothing about the engine.
 UNDIGESTED = (
@@ -236,10 +240,11 @@ def _choose_name(
     built: Mapping[str, Origin],
 ) -> str:
     if wishes.name is not None:
-        if not NAME_PATTERN.fullmatch(wishes.name):
+        if not NAME_PATTERN.fullmatch(wishes.name) or len(wishes.name) > MAX_NAME_CHARS:
             raise PlanError(
-                f"`{wishes.name}` cannot be the name of an engine",
-                hint="letters, digits, `.`, `_` and `-`, beginning with a letter or digit",
+                f"`{wishes.name[:MAX_SHOWN_CHARS]}` cannot be the name of an engine",
+                hint=f"up to {MAX_NAME_CHARS} letters, digits, `.`, `_` and `-`, beginning with a "
+                "letter or digit",
             )
         return wishes.name
     origin = Origin.of(checkpoint.id, checkpoint.source, adapter.source if adapter else None)
@@ -251,7 +256,7 @@ def _choose_name(
     suffix = "".join(f".{cut}{size}" for cut, size in cuts.items() if size > 1)
     suffix += f".lora{decided.lora.max_rank}" if decided.lora else ""
     names = [
-        f"{model}.{decided.precision}.{where}{suffix}"
+        f"{_shorten(model)}.{decided.precision}.{where}{suffix}"
         for model in _list_model_names(checkpoint.id, origin, adapter)
     ]
     own = (name for name in names if built.get(name) == origin)
@@ -271,6 +276,14 @@ def _list_model_names(model_id: str, origin: Origin, adapter: Adapter | None) ->
     if organisation:
         names.append(f"{organisation}-{last}{adapted}")
     return [*names, f"{last}{adapted}-{digest}"]
+
+
+def _shorten(model_name: str) -> str:
+    """A name of its own, however long the model's is: a file system takes 255 bytes."""
+    if len(model_name) <= MAX_MODEL_NAME_CHARS:
+        return model_name
+    digest = hashlib.sha256(model_name.encode()).hexdigest()[:NAME_DIGEST_CHARS]
+    return f"{model_name[:MAX_MODEL_NAME_CHARS]}-{digest}"
 
 
 def _last_name(model_id: str) -> str:

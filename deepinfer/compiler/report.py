@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -147,7 +148,7 @@ def result_lines(plan: BuildPlan, result: BuildResult) -> list[str]:
             f"peak memory {format_bytes(build.peak_memory_bytes)}, "
             f"{format_bytes(engine.manifest.size_bytes)} on disk"
         )
-    return [built, f"serve it: deepinfer serve --engine-dir {engine.path}"]
+    return [built, f"serve it: deepinfer serve --engine-dir {shlex.quote(str(engine.path))}"]
 
 
 def result_as_json(plan: BuildPlan, result: BuildResult) -> dict[str, Any]:

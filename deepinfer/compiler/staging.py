@@ -48,13 +48,19 @@ def open_staging(target: Path, on_wait: Callable[[], None]) -> Iterator[Staging]
     """Lock the staging folder of `target`, waiting for another build of it after `on_wait()`.
 
     Whatever is in it at the end, on success or not, is removed. Raises BuildError when `target` is
-    not ours to replace.
+    not ours to replace, or its folder cannot be written to.
     """
     refuse_foreign(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _clear_litter(target.parent)
     path = target.parent / f".{target.name}{BUILDING_SUFFIX}"
-    lock = _lock_new_folder(path, on_wait)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _clear_litter(target.parent)
+        lock = _lock_new_folder(path, on_wait)
+    except OSError as error:
+        raise BuildError(
+            f"cannot write to `{target.parent}`: {(error.strerror or str(error)).lower()}",
+            hint="choose another folder with `--output`",
+        ) from error
     try:
         _restore_replaced(target)
         yield Staging(path, target)
@@ -89,7 +95,8 @@ def _is_foreign(target: Path) -> bool:
         except FileNotFoundError:
             return False
         except OSError:
-            return True  # a file or a link
+            # A file or a link; or nothing, in a place where nothing can be.
+            return os.path.lexists(target)
         try:
             if MANIFEST_NAME in os.listdir(folder):
                 return False

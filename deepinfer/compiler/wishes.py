@@ -109,7 +109,8 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read recipe `{path}`: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # A number of thousands of digits, a day that no month has; brackets without end.
         reason = " ".join(str(error).split())
         raise ConfigError(f"recipe `{path}` is not YAML: {reason}") from error
     if not isinstance(loaded, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,8 @@ def check_engines(engine_dir: Path, gpus: Sequence[Gpu]) -> list[Finding]:
     except EngineError as error:
         return [Finding("engines", Status.WARNING, error.message, error.hint)]
     if not folders:
-        advice = f"make one with `deepinfer build --model sample --output {engine_dir}`"
+        folder = shlex.quote(str(engine_dir))
+        advice = f"make one with `deepinfer build --model sample --output {folder}`"
         return [Finding("engines", Status.WARNING, f"none in `{engine_dir}`", advice)]
     trouble = [finding for folder in folders if (finding := check_engine(folder, gpus))]
     names = ", ".join(folder.resolve().name for folder in folders)
@@ -31,7 +33,7 @@ def check_engine(folder: Path, gpus: Sequence[Gpu]) -> Finding | None:
     except EngineError as error:
         return Finding("engines", Status.WARNING, error.message, error.hint)
     manifest = engine.manifest
-    rebuild = f"rebuild it with `deepinfer build --model {manifest.model.source} --force`"
+    rebuild = f"rebuild it with `deepinfer build {manifest.source_flags} --force`"
     if damage := next(find_damage(engine, with_digests=False), None):
         return Finding(
             "engines", Status.WARNING, f"`{manifest.name}` is damaged: {damage}", rebuild

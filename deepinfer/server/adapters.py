@@ -7,6 +7,7 @@ its name, number and folder with every request for it.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -70,8 +71,8 @@ def _require_engine(manifests: Sequence[EngineManifest], folder: Path) -> None:
         )
     raise EngineError(
         f"engine `{manifest.name}` takes no adapters by request: {manifest.backend.name} has none",
-        hint=f"`deepinfer build --model {manifest.model.source} --lora {folder}` merges this one "
-        "into an engine",
+        hint=f"`deepinfer build --model {shlex.quote(manifest.model.source)} "
+        f"--lora {shlex.quote(str(folder))}` merges this one into an engine",
     )
 
 

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deepinfer import __version__
 from deepinfer.errors import RequestError
-from deepinfer.server.auth import HEALTH_PATHS, METRICS_PATH, KeyCheck
+from deepinfer.server.auth import HEALTH_PATHS, METRICS_PATH, HostCheck, KeyCheck
 from deepinfer.server.context import RequestContext
 from deepinfer.server.disconnect import CancelOnDisconnect
 from deepinfer.server.errors import METHODS, handle_http_exception, handle_request_error
@@ -70,6 +70,7 @@ def create_app(state: ServerState) -> FastAPI:
     app.add_middleware(CancelOnDisconnect)
     app.add_middleware(LimitCheck, keys=state.keys, limiter=state.limiter)
     app.add_middleware(KeyCheck, keys=state.keys, open_paths=_open_paths(state))
+    app.add_middleware(HostCheck, keys=state.keys, settings=state.config.server)
     app.add_middleware(RequestContext, state=state)
     _open_to_pages(app, state)
     _complete_routes(app)

@@ -19,6 +19,7 @@ from deepinfer.errors import BodyTimeout, ContentTooLarge, UnsupportedMediaType
 from deepinfer.server.errors import ClientDisconnected, from_validation
 from deepinfer.server.messages import RESULT_ATTACHMENTS
 from deepinfer.server.schema_base import Schema
+from deepinfer.validation import show_value
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 # The C library keeps memory for each such thread: with bodies of a megabyte some 150 MiB for them
 # all, after which it is flat; MALLOC_ARENA_MAX=2 halves that.
 INLINE_BYTES = 32 * 1024
+# A client that sends its body waits for nothing: one that pauses for as long as this is gone.
+MAX_PAUSE_S = 10.0
+MAX_LOGGED_FIELDS = 20
 UTF8_NAMES = {"utf-8", "utf8", "us-ascii", "ascii"}
 
 SchemaT = TypeVar("SchemaT", bound=Schema)
@@ -35,17 +39,16 @@ SchemaT = TypeVar("SchemaT", bound=Schema)
 async def read_json(request: Request, schema: type[SchemaT], *, limits: ServerSection) -> SchemaT:
     """The body as a `schema`. Raises a RequestError, or ClientDisconnected when it never ends."""
     _check_headers(request, limits.max_body_bytes)
-    try:
-        async with asyncio.timeout(limits.receive_timeout_s):
-            data = await _read(request, limits.max_body_bytes)
-    except TimeoutError:
-        raise BodyTimeout(f"The body has not come within {limits.receive_timeout_s:g} s") from None
+    data = await _read(request, limits)
     if len(data) <= INLINE_BYTES:
         body = _parse(schema, data, limits)
     else:
         body = await asyncio.to_thread(_parse, schema, data, limits)
     if body.unknown_fields:
-        logger.debug("ignored unknown fields: %s", ", ".join(sorted(body.unknown_fields)))
+        names = sorted(body.unknown_fields)
+        shown = [show_value(name) for name in names[:MAX_LOGGED_FIELDS]]
+        more = ", ..." if len(names) > len(shown) else ""
+        logger.debug("ignored unknown fields: %s%s", ", ".join(shown), more)
     return body
 
 
@@ -81,21 +84,31 @@ def _is_json(content_type: str) -> bool:
     return all(value.removeprefix("charset=").strip('"') in UTF8_NAMES for value in charsets)
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
+async def _read(request: Request, limits: ServerSection) -> bytes:
     pieces: list[bytes] = []
     num_bytes = 0
     has_more = True
-    while has_more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnected
-        piece = message.get("body", b"")
-        num_bytes += len(piece)
-        if num_bytes > max_bytes:
-            # What is still to come is read and dropped by the HTTP server.
-            raise _too_large(max_bytes)
-        pieces.append(piece)
-        has_more = message.get("more_body", False)
+    now = asyncio.get_running_loop().time
+    ends_at = now() + limits.receive_timeout_s
+    try:
+        async with asyncio.timeout(None) as timeout:
+            while has_more:
+                timeout.reschedule(min(ends_at, now() + MAX_PAUSE_S))
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnected
+                piece = message.get("body", b"")
+                num_bytes += len(piece)
+                if num_bytes > limits.max_body_bytes:
+                    # The HTTP server drops what is still to come, and ends the connection.
+                    raise _too_large(limits.max_body_bytes)
+                pieces.append(piece)
+                has_more = message.get("more_body", False)
+    except TimeoutError:
+        is_late = now() >= ends_at
+        rule = f"within {limits.receive_timeout_s:g} s" if is_late else "whole"
+        pause = "" if is_late else f"; nothing of it came for {MAX_PAUSE_S:g} s"
+        raise BodyTimeout(f"The body has not come {rule}{pause}") from None
     return b"".join(pieces)
 
 

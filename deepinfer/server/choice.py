@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def choose_engines(engine_dir: Path, model: str | None) -> list[EngineFolder]:
     engines = _drop_namesakes(_read_engines(engine_dir))
     if not engines:
         raise EngineError(
-            f"there is no engine in `{engine_dir}`", hint=BUILD_HINT.format(folder=engine_dir)
+            f"there is no engine in `{engine_dir}`",
+            hint=BUILD_HINT.format(folder=shlex.quote(str(engine_dir))),
         )
     return _keep_whole(engines if model is None else [_find(engine_dir, engines, model)])
 

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import logging
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,6 +160,12 @@ def _check_unique(keys: Sequence[Key]) -> None:
 
 def _read(file: Path) -> str:
     try:
+        if file.stat().st_mode & stat.S_IWOTH:
+            logger.warning(
+                "every user of this machine can write to the key file `%s`, and so add a key; "
+                "`chmod o-w` takes that away",
+                file,
+            )
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"

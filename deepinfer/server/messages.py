@@ -74,6 +74,9 @@ def _parse_content(value: object, info: ValidationInfo) -> str:
     return "\n".join(parts)
 
 
+# As JSON escapes it. A pair of them is a character; one alone is none, and models do write it.
+LONE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
 Role = Annotated[
     Literal["system", "developer", "user", "assistant", "tool"], BeforeValidator(_parse_role)
 ]
@@ -104,9 +107,11 @@ class CalledFunction(Schema):
 
     @property
     def parsed_arguments(self) -> Any:
-        """What templates write as JSON; text that is none stays as it is."""
+        """What templates write as JSON; text that is none, or that no tokenizer takes, stays."""
         try:
             parsed = json.loads(self.arguments or "{}")
+            if LONE_SURROGATE.search(self.arguments):
+                json.dumps(parsed, ensure_ascii=False).encode()
         except (ValueError, RecursionError):
             return self.arguments
         return {} if parsed is None else parsed

@@ -44,7 +44,11 @@ BODIES: Mapping[str, type[Schema]] = {
 # No route answers with one of these whole, so FastAPI would not describe them.
 CHUNKS: tuple[type[BaseModel], ...] = (CompletionChunk, ChatChunk, *MESSAGE_EVENTS)
 
-ANY_ROUTE: tuple[type[RequestError], ...] = (errors.InvalidApiKey, errors.InternalError)
+ANY_ROUTE: tuple[type[RequestError], ...] = (
+    errors.InvalidApiKey,
+    errors.HostNotAllowed,
+    errors.InternalError,
+)
 GENERATING_ROUTE: tuple[type[RequestError], ...] = (
     errors.InvalidJson,
     errors.MissingParameter,
@@ -106,6 +110,9 @@ def _describe_status(
     seconds = {"type": "integer", "minimum": 1, "maximum": 120}
     header = {"description": "Seconds to wait before another try", "schema": seconds}
     return {"model": model, "description": description, "headers": {"Retry-After": header}}
+
+
+WRONG_NAME = describe_errors((errors.HostNotAllowed,))  # of the routes that need no key
 
 
 def describe_answer(whole: type[BaseModel], chunk: type[BaseModel]) -> Responses:

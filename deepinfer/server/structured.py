@@ -92,6 +92,8 @@ def parse_ebnf(value: object, param: str, at: str = "", *, is_gbnf: bool = False
         return Grammar("ebnf", text, ebnf=make_ebnf_grammar(text, is_gbnf=is_gbnf), param=param)
     except GrammarRefused as refusal:
         raise _invalid(refusal.rule, at) from None
+    except RecursionError:
+        raise _invalid("must not nest this deep", at) from None
 
 
 def parse_choice(value: object, param: str, at: str = "") -> Grammar:

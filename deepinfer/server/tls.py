@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
+import stat
 from pathlib import Path
 
 from deepinfer.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 class _EncryptedKey(Exception):
@@ -25,6 +29,7 @@ def open_tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | Non
     _check_readable("certificate", certificate)
     if key is not None:
         _check_readable("key", key)
+    _warn_of_readers(key or certificate)
     try:
         context.load_cert_chain(certificate, key, password=_refuse_password)
     except _EncryptedKey:
@@ -48,6 +53,15 @@ def _check_readable(what: str, file: Path) -> None:
         file.open("rb").close()
     except OSError as error:
         raise ConfigError(f"cannot read the TLS {what} `{file}`: {error.strerror}") from None
+
+
+def _warn_of_readers(key_file: Path) -> None:
+    if key_file.stat().st_mode & stat.S_IROTH:
+        logger.warning(
+            "every user of this machine can read the private key in `%s`; `chmod o-r` takes that "
+            "away",
+            key_file,
+        )
 
 
 def _refuse_password() -> str:

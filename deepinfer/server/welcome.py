@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 
 from deepinfer.config import environment_name
@@ -63,7 +64,7 @@ def _curl(engine: ServedEngine, address: Address, *, is_default: bool) -> list[s
         f"curl {address.base_url}/v1/{route} \\",
         *key,
         '  -H "Content-Type: application/json" \\',
-        f"  -d '{json.dumps(body)}'",
+        f"  -d {shlex.quote(json.dumps(body))}",
     ]
 
 

@@ -33,6 +33,7 @@ from deepinfer.text.pattern_reader import PatternReader
 OWN = "own_"  # begins the names of users' rules, so that none is one of ours
 ROOT = f"{OWN}root"
 MAX_RULES = 2_000
+MAX_COUNTS = 4  # such as in `a{2}?`, where one is enough; each nests the grammar deeper
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _GBNF_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _BLANK = re.compile(r"(?:\s|#[^\n]*)*")
@@ -145,10 +146,15 @@ class _Parser:
         return self._head.match(self._reader.text, self._reader.at) is not None
 
     def _term(self) -> Node:
+        start = self._reader.at
         term = self._atom()
+        num_counts = 0
         self._reader.match(_BLANK)
         while (counted := self._reader.repeated(term, has_spaces=True)) is not term:
             term = counted
+            num_counts += 1
+            if num_counts > MAX_COUNTS:
+                self._reader.fail(f"must not count a part more than {MAX_COUNTS} times over", start)
             self._reader.match(_BLANK)
         return term
 

@@ -80,11 +80,11 @@ class TokenizerFolder:
     def _read_object(self, name: str) -> dict[str, Any]:
         """One JSON file, or an empty object when the folder does not have it."""
         path = self.path / name
-        if not path.exists():
+        if not path.is_file():
             return {}
         try:
             value = json.loads(self._read_text(path))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise EngineError(f"`{path}` is not JSON: {error}", hint=REBUILD_HINT) from error
         if not isinstance(value, dict):
             raise EngineError(f"`{path}` must hold a JSON object", hint=REBUILD_HINT)

@@ -118,9 +118,10 @@ class SpecialText:
 
 
 def encode(backend: tokenizers.Tokenizer, text: str, *, add_special_tokens: bool) -> list[TokenId]:
-    """Token ids of `text`. Raises InvalidValue for a lone surrogate, which is not Unicode.
+    """Token ids of `text`. Raises InvalidValue for what the tokenizer cannot split.
 
-    Other threads run meanwhile, so that a large prompt can be encoded off the event loop.
+    That is a lone surrogate, which is not Unicode, and what its patterns give up on. Other threads
+    run meanwhile, so that a large prompt can be encoded off the event loop.
     """
     try:
         # encode() holds the GIL for the whole text; a batch of one does not, and is faster
@@ -130,6 +131,11 @@ def encode(backend: tokenizers.Tokenizer, text: str, *, add_special_tokens: bool
         raise InvalidValue(
             "Text must be valid Unicode; it holds a lone surrogate such as `\\ud800`"
         ) from None
+    except BaseException as error:
+        # A panic of the library, which is no Exception: no handler would answer the request.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise InvalidValue("The model's tokenizer cannot split this text") from None
     ids: list[TokenId] = batch[0].ids
     return ids
 

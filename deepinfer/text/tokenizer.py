@@ -22,6 +22,7 @@ from deepinfer.text.detokenizer import (
 from deepinfer.text.folder import REBUILD_HINT, TokenizerFolder
 from deepinfer.text.special_text import SpecialText, encode
 from deepinfer.text.token_bytes import TokenBytes
+from deepinfer.text.tokenizer_check import find_fault
 
 
 class Tokenizer:
@@ -59,6 +60,12 @@ class Tokenizer:
         """Read an engine's `tokenizer/` folder. Raises EngineError when it is absent or broken."""
         files = TokenizerFolder(folder)
         backend = _read_backend(files.tokenizer_path)
+        fault = find_fault(backend)
+        if fault is not None:
+            raise EngineError(
+                f"`{files.tokenizer_path}` cannot be used: {fault}",
+                hint="build the engine from a checkpoint that you trust",
+            )
         return cls(backend, files.special_tokens, files.generation_eos_token_ids)
 
     @property

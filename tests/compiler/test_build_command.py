@@ -366,7 +366,7 @@ def wait_for_phase(process: subprocess.Popen[str], phase: str) -> None:
 
 @pytest.mark.parametrize(
     ("number", "exit_code"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)],
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)],
 )
 def test_interrupted_build_leaves_the_old_engine_and_no_litter_after_the_next(
     llama: Path, engines: Path, number: signal.Signals, exit_code: int

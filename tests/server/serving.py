@@ -196,7 +196,7 @@ def raw_request(fields: Mapping[str, object], request_id: str) -> bytes:
     """A completion request as it goes over the wire."""
     body = json.dumps(fields).encode()
     head = (
-        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"X-Request-Id: {request_id}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body

@@ -85,7 +85,7 @@ async def app_client(
     )
     state = ServerState(ServeConfig(), EngineCatalog([served]), lambda: gpus, gpus)
     transport = httpx.ASGITransport(create_app(state))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client
 
 

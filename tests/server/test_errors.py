@@ -19,6 +19,7 @@ LEAVES = [
     (errors.ContextLengthExceeded, 400, "invalid_request_error", {}),
     (errors.UnsupportedParameter, 400, "invalid_request_error", {}),
     (errors.InvalidApiKey, 401, "authentication_error", {"www-authenticate": "Bearer"}),
+    (errors.HostNotAllowed, 403, "invalid_request_error", {}),
     (errors.NotFound, 404, "invalid_request_error", {}),
     (errors.ModelNotFound, 404, "invalid_request_error", {}),
     (errors.MethodNotAllowed, 405, "invalid_request_error", {}),

@@ -135,6 +135,16 @@ def test_effort_and_verbosity_are_handed_to_the_template(
     assert text == f"effort {shown}, verbosity {verbosity or 'unset'}"
 
 
+@pytest.mark.parametrize("verbosity", ["low", "medium", "high", None])
+def test_verbosity_of_a_response_is_handed_to_the_template(
+    hinted: httpx.Client, verbosity: str | None
+) -> None:
+    fields = {} if verbosity is None else {"text": {"verbosity": verbosity}}
+    answer = hinted.post("/v1/responses", json={"input": "hi", **fields}).json()
+    text = answer["output"][0]["content"][0]["text"]
+    assert text.endswith(f"verbosity {verbosity or 'unset'}")
+
+
 @pytest.fixture(scope="module")
 def hinted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     folder = tmp_path_factory.mktemp("engines")

@@ -74,11 +74,11 @@ def test_no_status_is_promised_that_never_comes(document: dict[str, Any]) -> Non
         for status in operation["responses"]
     }
     assert not [entry for entry in statuses if entry[1] == "422"]
-    generating = {"200", "400", "401", "404", "408", "413", "415", "429", "500", "503"}
+    generating = {"200", "400", "401", "403", "404", "408", "413", "415", "429", "500", "503"}
     assert {s for path, s in statuses if path == "/v1/completions"} == generating
-    assert {s for path, s in statuses if path == "/health"} == {"200", "503"}
-    assert {s for path, s in statuses if path == "/health/ready"} == {"200", "503"}
-    tokenizing = {"200", "400", "401", "404", "408", "413", "415", "500", "503"}
+    assert {s for path, s in statuses if path == "/health"} == {"200", "403", "503"}
+    assert {s for path, s in statuses if path == "/health/ready"} == {"200", "403", "503"}
+    tokenizing = {"200", "400", "401", "403", "404", "408", "413", "415", "500", "503"}
     assert {s for path, s in statuses if path == "/tokenize"} == tokenizing
 
 
@@ -124,7 +124,7 @@ def test_every_field_of_a_responses_body_is_described(document: dict[str, Any]) 
     assert properties["temperature"]["default"] == 0.7
     assert properties["background"]["enum"] == [None, False]
     stored = document["paths"]["/v1/responses/{response_id}"]["get"]["responses"]
-    assert set(stored) == {"200", "400", "401", "404", "500"}
+    assert set(stored) == {"200", "400", "401", "403", "404", "500"}
 
 
 def test_errors_of_messages_have_their_own_shape(document: dict[str, Any]) -> None:

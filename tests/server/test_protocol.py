@@ -22,7 +22,7 @@ from tests.server.serving import (
 
 TIMEOUT_S = 0.5
 FIELDS = {"prompt": "The capital"}
-HEAD = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n"
+HEAD = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +96,8 @@ def test_head_within_the_bounds_is_taken(server: ServerProcess) -> None:
         b"GET\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
         b"FROB / HTTP/1.1\r\n\r\n",
-        b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET http://[x HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET http://[x HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost x\r\n\r\n",
         b"GET / HTTP/1.1\r\nX: a\x00b\r\n\r\n",
         b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
@@ -114,7 +114,7 @@ def test_what_is_no_http_is_answered_as_an_error(server: ServerProcess, data: by
 
 
 def test_broken_chunks_of_a_body_are_refused(server: ServerProcess) -> None:
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert read_error(exchange(server, head, b"5\r\nab\r\nzz")) == (400, "invalid_http")
     assert_serves(server)
 
@@ -151,7 +151,7 @@ def test_slow_body_is_let_go(server: ServerProcess) -> None:
 
 def test_body_in_chunks_of_one_byte_is_read(server: ServerProcess) -> None:
     head = (
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
     )
     body = json.dumps({"prompt": "x" * 3000}).encode()
@@ -172,7 +172,9 @@ def test_pipelined_requests_are_answered_in_order(server: ServerProcess) -> None
 def test_nonsense_after_a_request_is_no_part_of_its_answer(server: ServerProcess) -> None:
     long = {"prompt": "a b c", "ignore_eos": True, "max_tokens": 3000, "stream": True}
     response = exchange(server, raw_request(long, "nonsense"), b"nonsense\r\n\r\n")
-    assert b"HTTP/1.1 400" not in response.partition(b"\r\n\r\n")[2]
+    answer, end, rest = response.partition(b"\r\n0\r\n\r\n")
+    assert end and b"HTTP/1.1 400" not in answer
+    assert read_error(rest) == (400, "invalid_http")
     assert_serves(server)
 
 
@@ -214,7 +216,7 @@ def test_request_that_offers_another_protocol_is_served_in_this_one(
     split: Callable[[bytes], list[bytes]],
 ) -> None:
     """And the connection is kept: the second request offers it again, the third does not."""
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     offering = head + upgrade + framing + b"\r\n" + body
     last = HEAD + b"Connection: close\r\n\r\n"
     response = exchange(server, *split(offering), *split(offering), last)
@@ -237,7 +239,7 @@ def test_head_that_offers_another_protocol_has_the_same_bounds(server: ServerPro
 
 
 def test_connection_to_elsewhere_is_not_opened(server: ServerProcess) -> None:
-    response = exchange(server, b"CONNECT example.com:443 HTTP/1.1\r\nHost: x\r\n\r\n")
+    response = exchange(server, b"CONNECT example.com:443 HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert read_error(response) == (400, "invalid_http")
     assert_serves(server)
 

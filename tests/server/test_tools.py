@@ -278,7 +278,12 @@ def test_message_that_is_continued_within_its_thoughts_goes_on_thinking(
 
 
 def test_earlier_calls_are_rendered_and_malformed_ones_as_they_are(echo: httpx.Client) -> None:
-    for arguments, shown in (('{"a": 1}', '{"a": 1}'), ("{oops", '"{oops"')):
+    for arguments, shown in (
+        ('{"a": 1}', '{"a": 1}'),
+        ("{oops", '"{oops"'),
+        (r'{"a": "\ud83d\ude00"}', '{"a": "\U0001f600"}'),
+        (r'{"a": "\ud800"}', json.dumps(r'{"a": "\ud800"}')),  # no text has half a character
+    ):
         call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
         messages = [{"role": "assistant", "content": None, "tool_calls": [call]}]
         answer = echo.post(CHAT, json={"messages": messages}).json()

@@ -105,5 +105,5 @@ def make_state(
 @asynccontextmanager
 async def client_for(state: ServerState) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(create_app(state))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client

@@ -16,6 +16,7 @@ VERSION_HEADER = "anthropic-version"
 # By status; 529 is what Anthropic calls overloaded, and proxies do not know that number.
 TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",

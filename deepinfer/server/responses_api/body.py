@@ -147,6 +147,7 @@ class _Prompt(Schema):
             tool_choice=ToolWish(self.tool_choice.mode, offered.required),
             parallel_tool_calls=self.parallel_tool_calls,
             reasoning_effort=EFFORTS.get(self.effort or "", self.effort),
+            verbosity=self.text.verbosity if "verbosity" in self.text.model_fields_set else None,
             chat_template_kwargs=self.chat_template_kwargs,
             **fields,
         )

@@ -109,7 +109,7 @@ Format = Annotated[
 class TextConfig(Schema):
     format: Format = Field(default=None, description="Text, any JSON object, or JSON by a schema")
     verbosity: Literal["low", "medium", "high"] = Field(
-        default="medium", description="Said back; no model here knows it"
+        default="medium", description="Handed to the chat template, which may know it"
     )
 
     @property

@@ -19,7 +19,7 @@ from deepinfer.server.answers import Alive, EngineState, Health, NoneReady, NotR
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.errors import error_response
 from deepinfer.server.json import json_response
-from deepinfer.server.openapi import Responses
+from deepinfer.server.openapi import WRONG_NAME, Responses
 from deepinfer.server.state import ServerState
 
 # Anyone may read it: of a file no more than its name.
@@ -28,10 +28,12 @@ CODES = "Code `engine_loading`, `engine_unavailable` or `shutting_down`"
 HEALTH: Responses = {
     200: {"model": Health, "description": "The engine takes work"},
     503: {"model": NotReady, "description": CODES},
+    **WRONG_NAME,
 }
 READINESS: Responses = {
     200: {"model": Ready, "description": "Every engine has been loaded, and one takes work"},
     503: {"model": NoneReady, "description": CODES},
+    **WRONG_NAME,
 }
 
 
@@ -49,7 +51,7 @@ def make_router(state: ServerState) -> APIRouter:
             return error_response(error, {"phase": status.phase, "percent": status.percent})
         return json_response(_health(state))
 
-    @router.get("/health/live", responses={200: {"model": Alive}})
+    @router.get("/health/live", responses={200: {"model": Alive}, **WRONG_NAME})
     async def read_liveness(request: Request) -> Response:
         """Whether the process answers, whatever its engines do."""
         return json_response(Alive())
