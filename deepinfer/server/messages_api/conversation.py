@@ -8,7 +8,7 @@ other become one, as templates expect it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -73,12 +73,13 @@ def _conversation(body: PromptBody) -> list[ChatMessage]:
         turns.pop()  # an empty beginning of the answer
     if body.system:
         turns.insert(0, _say("system", body.system))
-    merged: list[ChatMessage] = []
+    runs: list[list[ChatMessage]] = []  # of turns that become one
     for turn in turns:
-        if merged and _belong_together(merged[-1], turn):
-            turn = _merge(merged.pop(), turn)
-        merged.append(turn)
-    return merged
+        if runs and _belong_together(runs[-1][-1], turn):
+            runs[-1].append(turn)
+        else:
+            runs.append([turn])
+    return [_merge(run) for run in runs]
 
 
 def _turns(message: InputMessage) -> Iterator[ChatMessage]:
@@ -129,10 +130,13 @@ def _belong_together(first: ChatMessage, second: ChatMessage) -> bool:
     return first.role == second.role and first.role != "tool" and not first.tool_calls
 
 
-def _merge(first: ChatMessage, second: ChatMessage) -> ChatMessage:
-    texts = [message.content for message in (first, second) if message.content]
-    thoughts = _join_thoughts([first.thoughts, second.thoughts])
-    return _say(first.role, "\n".join(texts), second.tool_calls, thoughts)
+def _merge(run: Sequence[ChatMessage]) -> ChatMessage:
+    """One turn of several; joined at once, since each join copies all of the text."""
+    if len(run) == 1:
+        return run[0]
+    texts = [turn.content for turn in run if turn.content]
+    thoughts = _join_thoughts([turn.thoughts for turn in run])
+    return _say(run[0].role, "\n".join(texts), run[-1].tool_calls, thoughts)
 
 
 def _join_thoughts(thoughts: Iterable[str | None]) -> str | None:
