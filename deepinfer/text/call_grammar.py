@@ -93,4 +93,4 @@ def _make_framed_grammar(calls: CallGrammar) -> str:
         joined = f"{ebnf.literal(calls.separator)} call" if calls.separator else "call"
         root += f" ({joined})*"
     call = f"call ::= {ebnf.one_of(frames)}"
-    return f"{root}{ebnf.JSON_RULES}" + "\n".join([call, *rules]) + "\n"
+    return ebnf.with_json_rules(root, [call, *rules])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import chain
 
 from deepinfer.text import ebnf
-from deepinfer.text.free_text import JSON_RULES, text_rules
+from deepinfer.text.free_text import COUNTED, JSON_CHARS, text_char, text_rules
 from deepinfer.text.json_schema import COMBINING, SchemaRefused, mapping, read_keywords
 from deepinfer.text.tagged_values import ValueWriter
 from deepinfer.text.tool_formats.tags import CLOSING, OPENING, Tags
@@ -27,7 +27,10 @@ def make_tagged_grammar(tools: Sequence[Tool], tags: Tags, *, parallel: bool) ->
     rules = list(chain.from_iterable(writer.rules for writer in writers))
     root = f"root ::= call{f' ({ebnf.literal(chr(10))} call)*' if parallel else ''}"
     call = f"call ::= {ebnf.one_of(calls)}"
-    return f"{root}{JSON_RULES}{text_rules(tags.after_value)}" + "\n".join([call, *rules]) + "\n"
+    rules = [*text_rules(tags.after_value).splitlines(), call, *rules]
+    if any(f"{COUNTED}_" in rule for rule in rules):
+        rules += ebnf.count_rules(COUNTED, text_char())
+    return ebnf.with_json_rules(root, rules, JSON_CHARS)
 
 
 class _CallWriter:
