@@ -24,6 +24,7 @@ from deepinfer.errors import BackendError
 from deepinfer.runtime.client import EngineClient
 from deepinfer.server.app import create_app
 from deepinfer.server.listen import BACKLOG
+from deepinfer.server.loop_watch import LoopWatch
 from deepinfer.server.protocol import bounded_protocol
 from deepinfer.server.state import ServerState
 
@@ -107,6 +108,8 @@ async def serve(
         await start_engines(state)
     server = _make_server(state, tls)
     keep_for_good()
+    watch = LoopWatch(state.meter.loop_lag)
+    watch.start()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     serving.add_done_callback(lambda _: signals.first.set())
     try:
@@ -116,6 +119,7 @@ async def serve(
         server.should_exit = True
         server.force_exit = signals.second.is_set()
         await serving
+        watch.stop()
     logger.info("stopped")
 
 

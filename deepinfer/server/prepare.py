@@ -46,6 +46,9 @@ INLINE_CHARS = 4_096
 INLINE_RENDER_S = 0.02
 # One message to the engine process holds every sequence with its prompt.
 MAX_PROMPT_TOKENS_PER_REQUEST = 4_000_000
+# Of all choices, tokens and alternatives; each takes some 450 bytes while an answer is collected.
+# OpenAI and vLLM bound each factor alone, which leaves their product beyond any memory.
+MAX_LOG_PROBS_PER_REQUEST = 400_000
 MIN_TEMPERATURE = 1e-5  # below it logits would overflow; the likeliest token is as certain
 
 
@@ -246,6 +249,7 @@ def _plan(
             f"product may be at most {MAX_PROMPT_TOKENS_PER_REQUEST:,}",
             param="n",
         )
+    _check_log_probs(body, prompts, limits, scoring)
     check_token_ids(engine, body.stop_token_ids, "stop_token_ids")
     check_token_ids(engine, tuple(body.logit_bias), "logit_bias")
     seed = random.getrandbits(63) if body.seed is None else body.seed
@@ -278,6 +282,24 @@ def _plan(
             choices.append(Choice(index, request, output, echo))
     reserved = sum(map(max_tokens.reserve, limits)) * body.num_candidates
     return Plan(tuple(choices), prompt_tokens, reserved, body.priority)
+
+
+def _check_log_probs(
+    body: GenerationBody, prompts: Sequence[TokenIds], limits: Sequence[int], scoring: Scoring
+) -> None:
+    """Raises InvalidValue when more is asked for than an answer may hold."""
+    if scoring.num_log_probs is None:
+        return
+    num_tokens = sum(limits) + (sum(map(len, prompts)) if scoring.with_prompt else 0)
+    count = num_tokens * body.num_candidates * (scoring.num_log_probs + 1)
+    if count > MAX_LOG_PROBS_PER_REQUEST:
+        name = "top_logprobs" if isinstance(body, ChatBody) else "logprobs"
+        raise InvalidValue(
+            f"`{name}` {scoring.num_log_probs}, {num_tokens:,} tokens and {body.num_candidates} "
+            f"choices come to {count:,} log probabilities; one request may ask for at most "
+            f"{MAX_LOG_PROBS_PER_REQUEST:,}. Lower `{name}`, `max_tokens` or `n`",
+            param=name,
+        )
 
 
 def _shown_tokens(
