@@ -118,11 +118,11 @@ def _check_productive(rules: Mapping[str, Node]) -> None:
             unread += [(part, goal) for part in parts]
     while reached:
         goal = reached.pop()
-        for whole in (goal.whole, *goal.waiting):
-            if whole is not None:
-                whole.num_missing -= 1
-                if not whole.num_missing:
-                    reached.append(whole)
+        wholes = goal.waiting if goal.whole is None else [goal.whole]  # a rule is no part
+        for whole in wholes:
+            whole.num_missing -= 1
+            if not whole.num_missing:
+                reached.append(whole)
     for name, goal in goals.items():
         if goal.num_missing > 0:
             raise GrammarRefused(f"has a rule `{_shown(name)}` no text of which comes to an end")
