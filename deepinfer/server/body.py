@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 # The C library keeps memory for each such thread: with bodies of a megabyte some 150 MiB for them
 # all, after which it is flat; MALLOC_ARENA_MAX=2 halves that.
 INLINE_BYTES = 32 * 1024
+# The same of bodies that may have a grammar, which takes up to a second to make: each 80 bytes of a
+# schema may ask for numbers between two bounds, which takes some milliseconds.
+INLINE_GRAMMAR_BYTES = 1024
+GRAMMAR_WORDS = (b"guided_", b"grammar", b"format", b"structured_outputs", b"schema")
 UTF8_NAMES = {"utf-8", "utf8", "us-ascii", "ascii"}
 
 SchemaT = TypeVar("SchemaT", bound=Schema)
@@ -40,7 +44,8 @@ async def read_json(request: Request, schema: type[SchemaT], *, limits: ServerSe
             data = await _read(request, limits.max_body_bytes)
     except TimeoutError:
         raise BodyTimeout(f"The body has not come within {limits.receive_timeout_s:g} s") from None
-    if len(data) <= INLINE_BYTES:
+    may_have_grammar = any(word in data for word in GRAMMAR_WORDS)
+    if len(data) <= (INLINE_GRAMMAR_BYTES if may_have_grammar else INLINE_BYTES):
         body = _parse(schema, data, limits)
     else:
         body = await asyncio.to_thread(_parse, schema, data, limits)

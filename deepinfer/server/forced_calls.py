@@ -14,6 +14,7 @@ from deepinfer.server.schemas import GenerationBody
 from deepinfer.server.structured import MAX_SHOWN_PLACE
 from deepinfer.text.call_grammar import TAGS, ToolRefused, make_call_grammar
 from deepinfer.text.either_grammar import either
+from deepinfer.text.json_grammar import MAX_RULES
 from deepinfer.text.json_schema import SchemaRefused
 from deepinfer.text.reasoning import CLOSING, OPENING
 from deepinfer.text.thoughts import allow_thoughts
@@ -67,7 +68,7 @@ def _call_grammar(tool_format: ToolFormat, body: ChatBody) -> str:
     except SchemaRefused as refusal:
         if not body.requires_call and tool_format not in TAGS:
             # Without a format the model would be free here; any arguments will do.
-            free = [_loosened(tool, tool_format) for tool in tools]
+            free = _loosen(tools, tool_format)
             return make_call_grammar(free, tool_format, parallel=parallel)
         raise _explain(body, refusal) from None
 
@@ -84,13 +85,28 @@ def _explain(body: ChatBody, refusal: SchemaRefused) -> InvalidValue:
     return InvalidValue(rule, param=path)
 
 
-def _loosened(tool: Tool, tool_format: ToolFormat) -> Tool:
-    """`tool` where its parameters can be enforced, else with any object for arguments."""
-    try:
-        make_call_grammar([tool], tool_format, parallel=False)
-    except SchemaRefused:
-        return Tool(tool.name, {"type": "object", "additionalProperties": True})
-    return tool
+def _loosen(tools: Sequence[Tool], tool_format: ToolFormat) -> list[Tool]:
+    """The tools, with any object for arguments where parameters cannot be enforced.
+
+    Once there are too many for a grammar, all others are called with any arguments.
+    """
+    loosened: list[Tool] = []
+    num_rules = 0
+    for tool in tools:
+        try:
+            if num_rules < MAX_RULES:
+                grammar = make_call_grammar([tool], tool_format, parallel=False)
+                num_rules += grammar.count("\n")
+        except SchemaRefused:
+            num_rules += 1
+            loosened.append(_any_call(tool))
+        else:
+            loosened.append(tool if num_rules < MAX_RULES else _any_call(tool))
+    return loosened
+
+
+def _any_call(tool: Tool) -> Tool:
+    return Tool(tool.name, {"type": "object", "additionalProperties": True})
 
 
 def read_prompt_end(engine: ServedEngine, body: ChatBody, prompt: Sequence[TokenId]) -> str:

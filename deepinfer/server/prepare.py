@@ -107,7 +107,7 @@ async def prepare_completion(engine: ServedEngine, body: CompletionBody, id_: st
     num_log_probs = 0 if is_ranked and body.logprobs is None else body.logprobs
     scoring = Scoring(num_log_probs, body.echo, body.echo and body.logprobs is not None)
     max_tokens = _MaxTokens(body.max_tokens, DEFAULT_MAX_TOKENS)
-    return _plan(engine, body, prompts, max_tokens, id_, scoring, param="prompt")
+    return _plan(engine, body, prompts, max_tokens, id_, scoring, body.grammar, param="prompt")
 
 
 async def prepare_chat(
@@ -127,7 +127,12 @@ async def prepare_chat(
     prompt = await tokenize_chat_body(engine, body)
     scoring = Scoring((body.top_logprobs or 0) if body.logprobs else None)
     max_tokens = _MaxTokens(body.asked_max_tokens, default_max_tokens, cuts_max_tokens)
-    return _plan(engine, body, [prompt], max_tokens, id_, scoring, param="messages")
+    if body.offers_tools and (body.requires_call or body.grammar is not None):
+        # The grammar of many tools takes up to a second to make.
+        grammar = await asyncio.to_thread(find_grammar, engine, body, prompt)
+    else:
+        grammar = find_grammar(engine, body, prompt)
+    return _plan(engine, body, [prompt], max_tokens, id_, scoring, grammar, param="messages")
 
 
 async def tokenize_chat_body(engine: ServedEngine, body: ChatBody) -> TokenIds:
@@ -236,6 +241,7 @@ def _plan(
     max_tokens: _MaxTokens,
     id_: str,
     scoring: Scoring,
+    grammar: Grammar | None,
     *,
     param: str,
 ) -> Plan:
@@ -253,8 +259,6 @@ def _plan(
     check_token_ids(engine, body.stop_token_ids, "stop_token_ids")
     check_token_ids(engine, tuple(body.logit_bias), "logit_bias")
     seed = random.getrandbits(63) if body.seed is None else body.seed
-    # A chat, which alone may think, has one prompt.
-    grammar = find_grammar(engine, body, prompts[0])
     shown = _shown_tokens(engine, body, grammar)
     stop = StopMatcher(body.stop, is_shown=body.include_stop_str_in_output)
     choices: list[Choice] = []

@@ -63,6 +63,12 @@ def make_rules(schema: object, prefix: str = "") -> tuple[str, list[str]]:
     return _Converter(schema, prefix).convert()
 
 
+def check_count(num_rules: int) -> None:
+    """Raises SchemaRefused for more rules than one grammar may have."""
+    if num_rules > MAX_RULES:
+        raise SchemaRefused(f"must not need more than {MAX_RULES:,} rules as a grammar")
+
+
 def merge(schema: Schema) -> Schema:
     """What a schema says with all that its $ref and allOf lead to. Raises SchemaRefused."""
     return _Converter(schema, prefix="")._merge(schema, "")

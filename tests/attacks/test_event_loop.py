@@ -11,18 +11,22 @@ from deepinfer.server.messages_api.body import PromptBody
 from deepinfer.server.messages_api.conversation import as_chat
 from deepinfer.server.responses_api.conversation import as_messages
 from deepinfer.server.responses_api.items import FunctionCallItem, ReasoningItem, ReasoningText
+from deepinfer.text.call_grammar import make_call_grammar
 from deepinfer.text.ebnf_grammar import make_ebnf_grammar
 from deepinfer.text.grammar_tree import GrammarRefused
+from deepinfer.text.json_schema import SchemaRefused
+from deepinfer.text.tool_calls import ToolFormat
+from deepinfer.text.tool_schema import Tool
 
 GROWTH = 4  # of the input, between two measurements
 # Of the time: 4 for what is linear, 16 for what is quadratic. Half way, on a logarithmic scale.
 MAX_GROWTH = 8
 
 
-def cpu_time_s(work: Callable[[], object]) -> float:
+def cpu_time_s(work: Callable[[], object], num_runs: int = 5) -> float:
     """Of the fastest of some runs, so that what else runs here has no part in it."""
     times = []
-    for _ in range(5):
+    for _ in range(num_runs):
         started_at = time.thread_time()
         work()
         times.append(time.thread_time() - started_at)
@@ -98,3 +102,27 @@ def test_rule_without_a_text_is_refused_wherever_it_is_used(text: str, name: str
 )
 def test_rule_that_may_lead_to_itself_but_has_a_text_is_taken(text: str) -> None:
     assert "own_root ::=" in make_ebnf_grammar(text)
+
+
+def many_tools(num_parameters: int) -> list[Tool]:
+    names = [f"parameter_{i}" for i in range(num_parameters)]
+    properties = {name: {"type": "string", "maxLength": 40} for name in names}
+    schema = {"type": "object", "properties": properties, "required": names}
+    return [Tool(f"tool_{k}", schema) for k in range(128)]
+
+
+@pytest.mark.parametrize("tool_format", list(ToolFormat))
+def test_tools_too_many_for_a_grammar_are_refused_before_all_are_read(
+    tool_format: ToolFormat,
+) -> None:
+    def refuse(num_parameters: int) -> Callable[[], object]:
+        tools = many_tools(num_parameters)
+
+        def work() -> None:
+            with pytest.raises(SchemaRefused, match="5,000 rules"):
+                make_call_grammar(tools, tool_format, parallel=True)
+
+        return work
+
+    small, large = cpu_time_s(refuse(100), num_runs=2), cpu_time_s(refuse(400), num_runs=2)
+    assert large / small < MAX_GROWTH / 2  # four times as much to read
