@@ -14,6 +14,7 @@ import logging
 import signal
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable, Generator
 
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 # Longer than common clients keep idle connections, so that it is they who close them.
 KEEP_ALIVE_S = 75
+SWITCH_INTERVAL_S = 0.001  # Python's own is 5 ms, by which each turn of the event loop may be late
 # For responses to reach their readers once every generation has ended.
 FLUSH_TIMEOUT_S = 5
 
@@ -100,6 +102,8 @@ async def serve(
     started_at = time.monotonic()
     if any(engine.manifest.target.kind == "cpu" for engine in state.engines):
         precedence.give_way()
+    # Bodies and grammars are read in threads: so long does one of them keep the lock of Python.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     signals = StopSignals(state)
     signals.install()
     _reload_keys_on_hangup(state)

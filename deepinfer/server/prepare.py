@@ -10,10 +10,10 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from deepinfer.errors import ContextLengthExceeded, InvalidValue, UnsupportedParameter
 from deepinfer.generation import GenerationRequest, Grammar, SamplingParams, TokenId
@@ -42,6 +42,11 @@ logger = logging.getLogger(__name__)
 
 # Above this many characters a text is tokenised in a thread, so that the event loop goes on.
 INLINE_CHARS = 4_096
+# The library takes some 340 bytes for each character while it tokenises. A token of text has about
+# four; the second figure is for what has many more, such as white space.
+MAX_TEXT_CHARS = 1_000_000
+CHARS_PER_TOKEN = 16
+LONG_TEXT_CHARS = 100_000  # from which on few are tokenised at a time
 # A template that needs longer starts again in a thread, where others are not kept waiting.
 INLINE_RENDER_S = 0.02
 # One message to the engine process holds every sequence with its prompt.
@@ -175,7 +180,25 @@ async def tokenize_prompts(
         ]
 
     num_chars = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
-    return tokenize() if num_chars <= INLINE_CHARS else await asyncio.to_thread(tokenize)
+    _check_num_chars(engine, max(map(len, filter(_is_text, prompts)), default=0), "prompt")
+    return (
+        tokenize() if num_chars <= INLINE_CHARS else await _in_thread(engine, tokenize, num_chars)
+    )
+
+
+def _is_text(prompt: Prompt) -> bool:
+    return isinstance(prompt, str)
+
+
+def _check_num_chars(engine: ServedEngine, num_chars: int, param: str) -> None:
+    """Raises ContextLengthExceeded for a text that is too long to be worth its tokens."""
+    most = max(MAX_TEXT_CHARS, CHARS_PER_TOKEN * engine.manifest.limits.max_seq_len)
+    if num_chars > most:
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {engine.context_len} tokens; the prompt is "
+            f"too long: it has {num_chars:,} characters, of which at most {most:,} are tokenized",
+            param=param,
+        )
 
 
 async def tokenize_chat(
@@ -188,11 +211,13 @@ async def tokenize_chat(
     """`template_options` are those of ChatTemplate.render, and so is what this raises."""
     tokenizer, template = engine.tokenizer, engine.chat_template
     arguments = template_options.pop("arguments")
-    has_text_arguments = any(
-        not isinstance(call.function.parsed_arguments, dict)
-        for message in messages
-        for call in message.tool_calls
-    )
+
+    def has_text_arguments() -> bool:
+        return any(
+            not isinstance(call.function.parsed_arguments, dict)
+            for message in messages
+            for call in message.tool_calls
+        )
 
     def render(limit_s: float, *, wraps_text: bool = False) -> tuple[str, bool]:
         """The prompt, and whether there is text in it that reads like a control token."""
@@ -214,9 +239,10 @@ async def tokenize_chat(
             text, is_hidden = render(limit_s)
         except InvalidValue:
             # Many templates take objects only, and an earlier call may have been none.
-            if not has_text_arguments:
+            if not has_text_arguments():
                 raise
             text, is_hidden = render(limit_s, wraps_text=True)
+        _check_num_chars(engine, len(text), "messages")
         encode = tokenizer.special_text.encode if is_hidden else tokenizer.encode
         return tuple(encode(text, add_special_tokens=add_special_tokens))
 
@@ -224,7 +250,18 @@ async def tokenize_chat(
     if num_chars <= INLINE_CHARS and not any(map(_may_be_long, arguments.values())):
         with contextlib.suppress(TemplateTooSlow):
             return tokenize(INLINE_RENDER_S)
-    return await asyncio.to_thread(tokenize)
+    return await _in_thread(engine, tokenize, num_chars)
+
+
+_Result = TypeVar("_Result")
+
+
+async def _in_thread(engine: ServedEngine, work: Callable[[], _Result], num_chars: int) -> _Result:
+    """Not many long texts at a time."""
+    if num_chars <= LONG_TEXT_CHARS:
+        return await asyncio.to_thread(work)
+    async with engine.tokenizing:
+        return await asyncio.to_thread(work)
 
 
 def _may_be_long(argument: object) -> bool:

@@ -7,6 +7,7 @@ other become one, as templates expect it.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -24,6 +25,7 @@ PARAM_NAMES = {
     "tools[].function.parameters": "tools[].input_schema",
 }
 EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
+INLINE_MESSAGES = 200  # above it the chat is made in a thread
 ERROR_MARK = "Error: "  # chats have no other way to say that a tool has failed
 
 
@@ -47,6 +49,13 @@ def as_chat(body: PromptBody) -> ChatBody:
     if isinstance(body, MessagesBody):
         fields |= _sampling(body)
     return ChatBody.model_construct(**fields)
+
+
+async def as_chat_off_loop(body: PromptBody) -> ChatBody:
+    """The same; of a long conversation in a thread."""
+    if len(body.messages) <= INLINE_MESSAGES:
+        return as_chat(body)
+    return await asyncio.to_thread(as_chat, body)
 
 
 def _sampling(body: MessagesBody) -> dict[str, Any]:
