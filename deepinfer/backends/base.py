@@ -18,12 +18,12 @@ socket, and is used by one thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from deepinfer.engine import Capacity
 from deepinfer.errors import DeepInferError
-from deepinfer.generation import GenerationRequest, TokenChunk
+from deepinfer.generation import FinishReason, GenerationRequest, TokenChunk
 
 
 class BackendFault(DeepInferError):
@@ -34,9 +34,49 @@ ReportPhase = Callable[[str, int], None]
 """Called with the name of the phase that starts and the percentage of the loading done so far."""
 
 
+class RequestGate(Protocol):
+    """Holds requests back until it is known whether they may start. They take no slot meanwhile."""
+
+    def has_passed(self, request: GenerationRequest) -> bool: ...
+
+    def hold(self, request: GenerationRequest, tenant: str, *, is_admitted: bool) -> None:
+        """Keep a request until `release` gives it back; keys, by their names, take turns."""
+        ...
+
+    def drop(self, request_id: str) -> None:
+        """Forget a request; an unknown id is not an error."""
+        ...
+
+    def release(
+        self, timeout_s: float, *, is_admitted: bool
+    ) -> Iterator[tuple[GenerationRequest, str | None]]:
+        """The held requests that are decided, and what is wrong with each if anything is.
+
+        Waits up to `timeout_s` for a decision while any is held.
+        """
+        ...
+
+
+def refuse_grammar(request: GenerationRequest, fault: str) -> TokenChunk:
+    """The end of a request whose grammar has a fault."""
+    grammar = request.sampling.grammar
+    assert grammar is not None
+    return TokenChunk(
+        request_id=request.request_id,
+        finish_reason=FinishReason.ERROR,
+        message=f"`{grammar.param}` is refused: {fault}",
+        refused_param=grammar.param,
+    )
+
+
 class Backend(Protocol):
     @property
     def capacity(self) -> Capacity: ...
+
+    @property
+    def gate(self) -> RequestGate | None:
+        """What a request must pass before it is added, or `add` sees to that; None for nothing."""
+        ...
 
     @property
     def num_used_blocks(self) -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deepinfer import huge_pages
-from deepinfer.backends.base import BackendFault, ReportPhase
+from deepinfer.backends.base import BackendFault, ReportPhase, refuse_grammar
 from deepinfer.backends.openvino_grammars import GrammarGate
 from deepinfer.backends.openvino_library import Library, first_line
 from deepinfer.backends.openvino_scoring import Scorer
@@ -109,6 +109,10 @@ class OpenVinoBackend:
         return backend
 
     @property
+    def gate(self) -> GrammarGate | None:
+        return self._gate
+
+    @property
     def num_used_blocks(self) -> int:
         # The library counts when it schedules, so its figure is of the last step that ran anything.
         if not self._handles:
@@ -138,10 +142,16 @@ class OpenVinoBackend:
             )
 
     def add(self, request: GenerationRequest) -> None:
-        if self._gate is not None and request.sampling.grammar is not None:
-            self._gate.hold(request)
-        else:
+        if self._gate is None:
             self._start(request)
+            return
+        if not self._handles and self._gate.is_nearly_full:
+            # The library has no way to let go of them, and nobody else is in the engine now.
+            raise BackendFault("the engine starts anew to let go of the grammars that it keeps")
+        if self._gate.has_passed(request):
+            self._start(request)
+        else:
+            self._gate.hold(request, tenant="", is_admitted=True)
 
     def _start(self, request: GenerationRequest) -> None:
         try:
@@ -223,17 +233,12 @@ class OpenVinoBackend:
         """Start the requests whose grammar compiles; the others end with what is wrong with it."""
         if self._gate is None:
             return
-        for request, fault in self._gate.release(0 if self._handles else TRIAL_WAIT_S):
-            grammar = request.sampling.grammar
-            if fault is None or grammar is None:
+        timeout_s = 0 if self._handles else TRIAL_WAIT_S
+        for request, fault in self._gate.release(timeout_s, is_admitted=True):
+            if fault is None:
                 yield from self._start_in_step(request)
-                continue
-            yield TokenChunk(
-                request_id=request.request_id,
-                finish_reason=FinishReason.ERROR,
-                message=f"`{grammar.param}` is refused: {fault}",
-                refused_param=grammar.param,
-            )
+            else:
+                yield refuse_grammar(request, fault)
 
     def _start_in_step(self, request: GenerationRequest) -> Iterator[TokenChunk]:
         """The end of a request that cannot be started: an exception would be everybody's end."""

@@ -6,7 +6,7 @@ engine's own tokenizer and a model of next to no size, under a limit of memory. 
 this process counts what it uses of processors, and ends it when that is too much.
 
 Its arguments are the payload and the size of the vocabulary. It reads grammars as JSON, a line
-each, and answers each with a line: what is wrong with it, or null.
+each, and answers each with a line, a `Verdict` as JSON.
 """
 
 from __future__ import annotations
@@ -32,6 +32,13 @@ EASY = Grammar("ebnf", 'root ::= "a"')
 FIELDS = {"regex": "regex", "json": "grammar", "json_schema": "grammar", "ebnf": "grammar"}
 
 
+class Verdict(msgspec.Struct, frozen=True):
+    """What is wrong with a grammar, if anything is, and the memory that it takes once compiled."""
+
+    fault: str | None
+    size_bytes: int = 0
+
+
 def grammar_config(genai: Any, grammar: Grammar) -> Any:
     """The library's own form. EBNF comes first: the library's own JSON may go on for ever."""
     if grammar.ebnf:
@@ -48,10 +55,13 @@ def main() -> int:
     pipeline = _Pipeline(payload_dir, vocab_size)
     pipeline.find_fault(EASY)  # the first grammar of all waits for the tokenizer to be read
     _limit_memory()
-    answers.write(b"null\n")
+    answers.write(msgspec.json.encode(Verdict(None)) + b"\n")
     for line in sys.stdin.buffer:
         grammar = msgspec.json.decode(line, type=Grammar)
-        answers.write(msgspec.json.encode(pipeline.find_fault(grammar)) + b"\n")
+        before = _resident_bytes()
+        fault = pipeline.find_fault(grammar)
+        verdict = Verdict(fault, max(_resident_bytes() - before, 0))
+        answers.write(msgspec.json.encode(verdict) + b"\n")
     return 0
 
 
@@ -105,6 +115,10 @@ def _limit_memory() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + MAX_GRAMMAR_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def _message(error: Exception) -> str:

@@ -91,6 +91,10 @@ class SimulatedBackend:
         )
 
     @property
+    def gate(self) -> None:
+        return None
+
+    @property
     def num_used_blocks(self) -> int:
         return sum(self.capacity.blocks_for(seq.num_tokens) for seq in self._running.values())
 

@@ -101,6 +101,10 @@ class TensorRtLlmBackend:
         return backend
 
     @property
+    def gate(self) -> None:
+        return None  # the library compiles grammars in processes of its own
+
+    @property
     def num_used_blocks(self) -> int:
         # Counted here: the library's own count is a call to another process, or comes to nothing.
         return sum(map(self.capacity.blocks_for, self._reader.sequence_lens))

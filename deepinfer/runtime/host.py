@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 
 from deepinfer import logs, precedence, process
-from deepinfer.backends.base import Backend, BackendFault
+from deepinfer.backends.base import Backend, BackendFault, refuse_grammar
 from deepinfer.backends.loading import load_backend
 from deepinfer.engine import EngineOptions, Load
 from deepinfer.errors import (
@@ -109,6 +109,7 @@ class EngineHost:
                 self._gather()
             else:
                 self._poll(timeout_s=0)
+            self._let_in()
             self._admit()
             if not self._is_idle:
                 self._step()
@@ -212,12 +213,19 @@ class EngineHost:
                 raise InternalError("a request id is already in flight")
             for request in requests:
                 self._check(request)
+            gate = self._backend.gate
+            held = [r for r in message.requests if gate is not None and not gate.has_passed(r)]
+            held_ids = {request.request_id for request in held}
             self._queue.put(
                 requests,
                 tenant=message.tenant,
                 priority=message.priority,
                 is_bounded=not message.is_resumed,
+                is_held=lambda request: request.request_id in held_ids,
             )
+            for request in held:
+                assert gate is not None
+                gate.hold(request, message.tenant, is_admitted=False)
         except Exception as failure:  # whatever a library raises here is about these requests
             if isinstance(failure, RequestError):
                 error = failure
@@ -253,9 +261,23 @@ class EngineHost:
             if self._owners.get(request_id) is not peer:
                 continue
             del self._owners[request_id]
-            if not self._queue.remove_waiting(request_id):
+            if self._queue.remove_waiting(request_id):
+                if self._backend.gate is not None:
+                    self._backend.gate.drop(request_id)
+            else:
                 self._backend.cancel(request_id)
                 self._cancelled.append(request_id)
+
+    def _let_in(self) -> None:
+        """Give their turn to the requests that the backend has decided about, or end them."""
+        if self._backend.gate is None:
+            return
+        for request, fault in self._backend.gate.release(0, is_admitted=False):
+            if fault is None:
+                self._queue.let_in(request.request_id)
+            else:
+                self._queue.remove_waiting(request.request_id)
+                self._deliver(refuse_grammar(request, fault))
 
     def _admit(self) -> None:
         if not self._queue.num_waiting:

@@ -51,13 +51,14 @@ class AdmissionQueue:
         self.max_waiting_tokens = max_waiting_tokens
         self.drain_rate = DrainRate()
         self._turns = Turns()
-        self._num_waiting_tokens = 0  # of prompts
+        self._num_waiting_tokens = 0  # of prompts, those of held requests included
+        self._held: dict[str, tuple[GenerationRequest, str, int]] = {}  # with tenant and priority
         self._reserved_blocks: dict[str, int] = {}  # of admitted requests
         self._num_free_blocks = capacity.num_blocks
 
     @property
     def num_waiting(self) -> int:
-        return len(self._turns)
+        return len(self._turns) + len(self._held)
 
     @property
     def num_admitted(self) -> int:
@@ -70,18 +71,27 @@ class AdmissionQueue:
         tenant: str = "",
         priority: int = 0,
         is_bounded: bool = True,
+        is_held: Callable[[GenerationRequest], bool] = lambda _: False,
     ) -> None:
         """Queue all of `requests`. Raises QueueFull or ContextLengthExceeded, queueing none.
 
-        Without `is_bounded` they are taken however many wait.
+        Without `is_bounded` they are taken however many wait. Those that `is_held` have no turn
+        before `let_in`.
         """
         for request in requests:
             self._check_size(request)
         if is_bounded:
             self._check_room(requests)
         for request in requests:
-            self._turns.add(request, tenant, priority)
             self._num_waiting_tokens += len(request.prompt_token_ids)
+            if is_held(request):
+                self._held[request.request_id] = (request, tenant, priority)
+            else:
+                self._turns.add(request, tenant, priority)
+
+    def let_in(self, request_id: str) -> None:
+        """Give a held request its turn."""
+        self._turns.add(*self._held.pop(request_id))
 
     def admit(self) -> Iterator[GenerationRequest]:
         """Take requests in their turn while their worst case fits, reserving their blocks."""
@@ -100,7 +110,8 @@ class AdmissionQueue:
 
     def remove_waiting(self, request_id: str) -> bool:
         """Forget a request that still waits; False when it does not."""
-        request = self._turns.remove(request_id)
+        held = self._held.pop(request_id, None)
+        request = self._turns.remove(request_id) if held is None else held[0]
         if request is None:
             return False
         self._num_waiting_tokens -= len(request.prompt_token_ids)

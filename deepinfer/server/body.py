@@ -31,6 +31,10 @@ INLINE_BYTES = 32 * 1024
 # A client that sends its body waits for nothing: one that pauses for as long as this is gone.
 MAX_PAUSE_S = 10.0
 MAX_LOGGED_FIELDS = 20
+# The same of bodies that may have a grammar, which takes up to a second to make: each 80 bytes of a
+# schema may ask for numbers between two bounds, which takes some milliseconds.
+INLINE_GRAMMAR_BYTES = 1024
+GRAMMAR_WORDS = (b"guided_", b"grammar", b"format", b"structured_outputs", b"schema")
 UTF8_NAMES = {"utf-8", "utf8", "us-ascii", "ascii"}
 
 SchemaT = TypeVar("SchemaT", bound=Schema)
@@ -40,7 +44,8 @@ async def read_json(request: Request, schema: type[SchemaT], *, limits: ServerSe
     """The body as a `schema`. Raises a RequestError, or ClientDisconnected when it never ends."""
     _check_headers(request, limits.max_body_bytes)
     data = await _read(request, limits)
-    if len(data) <= INLINE_BYTES:
+    may_have_grammar = any(word in data for word in GRAMMAR_WORDS)
+    if len(data) <= (INLINE_GRAMMAR_BYTES if may_have_grammar else INLINE_BYTES):
         body = _parse(schema, data, limits)
     else:
         body = await asyncio.to_thread(_parse, schema, data, limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -22,6 +23,8 @@ from deepinfer.text.tool_calls import ToolFormat
 from deepinfer.text.tool_choice import find_evidence, find_tool_format
 from deepinfer.validation import MAX_SHOWN_CHARS
 
+MAX_LONG_TEXTS = 2  # tokenized at a time
+
 
 @dataclass(frozen=True)
 class ServedEngine:
@@ -39,6 +42,10 @@ class ServedEngine:
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
     adapter: LoraAdapter | None = None  # that every request of this name is answered with
     meter: GenerationMeter = field(default_factory=GenerationMeter, compare=False)
+    # Held while a long text is tokenized, which takes hundreds of bytes for each character.
+    tokenizing: asyncio.Semaphore = field(
+        default_factory=lambda: asyncio.Semaphore(MAX_LONG_TEXTS), compare=False
+    )
 
     @property
     def manifest(self) -> EngineManifest:

@@ -69,7 +69,7 @@ def _call_grammar(tool_format: ToolFormat, body: ChatBody) -> str:
     try:
         try:
             return make_call_grammar(tools, tool_format, parallel=parallel)
-        except ToolRefused:
+        except SchemaRefused:
             if body.requires_call:
                 raise
             # Without a format the model would be free here; any arguments will do.

@@ -14,6 +14,7 @@ import logging
 import signal
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable, Generator
 
@@ -24,6 +25,7 @@ from deepinfer.errors import BackendError
 from deepinfer.runtime.client import EngineClient
 from deepinfer.server.app import create_app
 from deepinfer.server.listen import BACKLOG
+from deepinfer.server.loop_watch import LoopWatch
 from deepinfer.server.protocol import bounded_protocol
 from deepinfer.server.state import ServerState
 
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 # Longer than common clients keep idle connections, so that it is they who close them.
 KEEP_ALIVE_S = 75
+SWITCH_INTERVAL_S = 0.001  # Python's own is 5 ms, by which each turn of the event loop may be late
 # For responses to reach their readers once every generation has ended.
 FLUSH_TIMEOUT_S = 5
 
@@ -96,6 +99,8 @@ async def serve(
     started_at = time.monotonic()
     if any(engine.manifest.target.kind == "cpu" for engine in state.engines):
         precedence.give_way()
+    # Bodies and grammars are read in threads: so long does one of them keep the lock of Python.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     signals = StopSignals(state)
     signals.install()
     _reload_keys_on_hangup(state)
@@ -104,6 +109,8 @@ async def serve(
         await engine.client.start()
     server = _make_server(state, tls)
     keep_for_good()
+    watch = LoopWatch(state.meter.loop_lag)
+    watch.start()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     serving.add_done_callback(lambda _: signals.first.set())
     try:
@@ -113,6 +120,7 @@ async def serve(
         server.should_exit = True
         server.force_exit = signals.second.is_set()
         await serving
+        watch.stop()
     logger.info("stopped")
 
 

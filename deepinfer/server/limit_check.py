@@ -1,4 +1,4 @@
-"""The limits of keys at the door of the routes that generate, and the headers that tell of them.
+"""The limits of keys at the door of routes that cost something, and the headers that tell of them.
 
 Requests are counted before their body is read, so a flood of bad ones ends here as well. Tokens are
 reserved where they are known, by the generation, from the allowance that is left in the record.
@@ -19,6 +19,8 @@ LIMITED_PATHS = frozenset(
     {
         *("/v1/completions", "/v1/chat/completions", "/v1/messages"),
         *("/v1/responses", "/v1/responses/compact"),
+        # These generate nothing, so they use up no tokens of a key.
+        *("/tokenize", "/detokenize", "/v1/messages/count_tokens", "/v1/responses/input_tokens"),
     }
 )
 UNLIMITED = LimitsSection()

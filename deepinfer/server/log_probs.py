@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import msgspec
+
 from deepinfer.text.scores import PlacedToken
+
+PIECE_ENTRIES = 2_000  # written at once on the event loop; some milliseconds
 
 
 def as_completion(tokens: Sequence[PlacedToken]) -> dict[str, Any]:
@@ -21,6 +26,31 @@ def as_completion(tokens: Sequence[PlacedToken]) -> dict[str, Any]:
 def as_chat(tokens: Sequence[PlacedToken]) -> dict[str, Any]:
     """One object a token, as chat completions have them."""
     return {"content": [_describe(token) for token in tokens], "refusal": None}
+
+
+async def encode_completion(tokens: Sequence[PlacedToken]) -> msgspec.Raw:
+    """The JSON of `as_completion`, made in pieces between which others are served."""
+    lists: dict[str, list[bytes]] = {}
+    async for piece in _pieces(tokens):
+        for name, values in as_completion(piece).items():
+            lists.setdefault(name, []).append(msgspec.json.encode(values)[1:-1])
+    fields = (b'"%b":[%b]' % (name.encode(), b",".join(found)) for name, found in lists.items())
+    return msgspec.Raw(b"{%b}" % b",".join(fields))
+
+
+async def encode_chat(tokens: Sequence[PlacedToken]) -> msgspec.Raw:
+    """The JSON of `as_chat`, made in pieces between which others are served."""
+    content = [
+        msgspec.json.encode(list(map(_describe, piece)))[1:-1] async for piece in _pieces(tokens)
+    ]
+    return msgspec.Raw(b'{"content":[%b],"refusal":null}' % b",".join(content))
+
+
+async def _pieces(tokens: Sequence[PlacedToken]) -> AsyncIterator[Sequence[PlacedToken]]:
+    size = max(PIECE_ENTRIES // (len(tokens[-1].top) + 1), 1)
+    for start in range(0, len(tokens), size):
+        yield tokens[start : start + size]
+        await asyncio.sleep(0)
 
 
 def _top_of(token: PlacedToken) -> dict[str, float] | None:

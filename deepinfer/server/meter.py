@@ -21,6 +21,7 @@ from deepinfer.server.record import RequestRecord
 WAIT_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 TOKEN_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 5)
 TOTAL_BOUNDS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+LAG_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 LENGTH_BOUNDS = tuple(2**power for power in range(0, 19, 2))  # tokens: 1, 4, 16 ... 262,144
 
 CLIENT_CLOSED_REQUEST = 499  # as nginx logs it; nobody is there to receive it
@@ -102,6 +103,7 @@ class HttpMeter:
     """What has become of HTTP requests. Routes are templates: no label is a client's to choose."""
 
     def __init__(self) -> None:
+        self.loop_lag = Histogram(LAG_BOUNDS_S)  # how late the event loop runs what is due
         self.num_responses: Counter[tuple[str, int]] = Counter()  # by route and status
         self.num_errors: Counter[tuple[str, str]] = Counter()  # by route and code
         self.num_by_key: Counter[str] = Counter()  # requests by the name of their key

@@ -203,9 +203,7 @@ class _ServerCollector(Collector):
         family = HistogramMetricFamily(distribution.name, distribution.help, labels=MODEL)
         for engine in self._engines.models:
             histogram = distribution.read(engine)
-            bounds = [*(str(float(bound)) for bound in histogram.bounds), "+Inf"]
-            buckets = list(zip(bounds, histogram.cumulative_counts, strict=True))
-            family.add_metric([engine.model_id], buckets, histogram.sum)
+            family.add_metric([engine.model_id], _buckets(histogram), histogram.sum)
         return family
 
     def _collect_finished(self) -> Metric:
@@ -256,6 +254,17 @@ class _ServerCollector(Collector):
         yield GaugeMetricFamily(
             "deepinfer_open_streams", "Streams that are being sent", http.num_open_streams
         )
+        lag = HistogramMetricFamily(
+            "deepinfer_event_loop_lag_seconds",
+            "How late the event loop was, looked at ten times a second",
+        )
+        lag.add_metric([], _buckets(http.loop_lag), http.loop_lag.sum)
+        yield lag
+
+
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    bounds = [*(str(float(bound)) for bound in histogram.bounds), "+Inf"]
+    return list(zip(bounds, histogram.cumulative_counts, strict=True))
 
 
 def _collect_figure(figure: _Figure, engines: Iterable[ServedEngine]) -> Metric:

@@ -82,6 +82,8 @@ TOKENIZING_ROUTE: tuple[type[RequestError], ...] = (
     errors.InvalidValue,
     errors.UnsupportedParameter,
     errors.ModelNotFound,
+    errors.ContextLengthExceeded,
+    errors.RateLimitExceeded,
     errors.BodyTimeout,
     errors.ContentTooLarge,
     errors.UnsupportedMediaType,

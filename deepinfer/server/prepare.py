@@ -10,10 +10,10 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from deepinfer.errors import ContextLengthExceeded, InvalidValue, UnsupportedParameter
 from deepinfer.generation import (
@@ -48,10 +48,18 @@ logger = logging.getLogger(__name__)
 
 # Above this many characters a text is tokenised in a thread, so that the event loop goes on.
 INLINE_CHARS = 4_096
+# The library takes some 340 bytes for each character while it tokenises. A token of text has about
+# four; the second figure is for what has many more, such as white space.
+MAX_TEXT_CHARS = 1_000_000
+CHARS_PER_TOKEN = 16
+LONG_TEXT_CHARS = 100_000  # from which on few are tokenised at a time
 # A template that needs longer starts again in a thread, where others are not kept waiting.
 INLINE_RENDER_S = 0.02
 # One message to the engine process holds every sequence with its prompt.
 MAX_PROMPT_TOKENS_PER_REQUEST = 4_000_000
+# Of all choices, tokens and alternatives; each takes some 450 bytes while an answer is collected.
+# OpenAI and vLLM bound each factor alone, which leaves their product beyond any memory.
+MAX_LOG_PROBS_PER_REQUEST = 400_000
 MIN_TEMPERATURE = 1e-5  # below it logits would overflow; the likeliest token is as certain
 
 
@@ -110,7 +118,7 @@ async def prepare_completion(engine: ServedEngine, body: CompletionBody, id_: st
     num_log_probs = 0 if is_ranked and body.logprobs is None else body.logprobs
     scoring = Scoring(num_log_probs, body.echo, body.echo and body.logprobs is not None)
     max_tokens = _MaxTokens(body.max_tokens, DEFAULT_MAX_TOKENS)
-    return _plan(engine, body, prompts, max_tokens, id_, scoring, param="prompt")
+    return _plan(engine, body, prompts, max_tokens, id_, scoring, body.grammar, param="prompt")
 
 
 async def prepare_chat(
@@ -130,7 +138,12 @@ async def prepare_chat(
     prompt = await tokenize_chat_body(engine, body)
     scoring = Scoring((body.top_logprobs or 0) if body.logprobs else None)
     max_tokens = _MaxTokens(body.asked_max_tokens, default_max_tokens, cuts_max_tokens)
-    return _plan(engine, body, [prompt], max_tokens, id_, scoring, param="messages")
+    if body.offers_tools and (body.requires_call or body.grammar is not None):
+        # The grammar of many tools takes up to a second to make.
+        grammar = await asyncio.to_thread(find_grammar, engine, body, prompt)
+    else:
+        grammar = find_grammar(engine, body, prompt)
+    return _plan(engine, body, [prompt], max_tokens, id_, scoring, grammar, param="messages")
 
 
 async def tokenize_chat_body(engine: ServedEngine, body: ChatBody) -> TokenIds:
@@ -173,7 +186,25 @@ async def tokenize_prompts(
         ]
 
     num_chars = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
-    return tokenize() if num_chars <= INLINE_CHARS else await asyncio.to_thread(tokenize)
+    _check_num_chars(engine, max(map(len, filter(_is_text, prompts)), default=0), "prompt")
+    return (
+        tokenize() if num_chars <= INLINE_CHARS else await _in_thread(engine, tokenize, num_chars)
+    )
+
+
+def _is_text(prompt: Prompt) -> bool:
+    return isinstance(prompt, str)
+
+
+def _check_num_chars(engine: ServedEngine, num_chars: int, param: str) -> None:
+    """Raises ContextLengthExceeded for a text that is too long to be worth its tokens."""
+    most = max(MAX_TEXT_CHARS, CHARS_PER_TOKEN * engine.manifest.limits.max_seq_len)
+    if num_chars > most:
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {engine.context_len} tokens; the prompt is "
+            f"too long: it has {num_chars:,} characters, of which at most {most:,} are tokenized",
+            param=param,
+        )
 
 
 async def tokenize_chat(
@@ -186,11 +217,13 @@ async def tokenize_chat(
     """`template_options` are those of ChatTemplate.render, and so is what this raises."""
     tokenizer, template = engine.tokenizer, engine.chat_template
     arguments = template_options.pop("arguments")
-    has_text_arguments = any(
-        not isinstance(call.function.parsed_arguments, dict)
-        for message in messages
-        for call in message.tool_calls
-    )
+
+    def has_text_arguments() -> bool:
+        return any(
+            not isinstance(call.function.parsed_arguments, dict)
+            for message in messages
+            for call in message.tool_calls
+        )
 
     def render(limit_s: float, *, wraps_text: bool = False) -> tuple[str, bool]:
         """The prompt, and whether there is text in it that reads like a control token."""
@@ -212,9 +245,10 @@ async def tokenize_chat(
             text, is_hidden = render(limit_s)
         except InvalidValue:
             # Many templates take objects only, and an earlier call may have been none.
-            if not has_text_arguments:
+            if not has_text_arguments():
                 raise
             text, is_hidden = render(limit_s, wraps_text=True)
+        _check_num_chars(engine, len(text), "messages")
         encode = tokenizer.special_text.encode if is_hidden else tokenizer.encode
         return tuple(encode(text, add_special_tokens=add_special_tokens))
 
@@ -222,7 +256,18 @@ async def tokenize_chat(
     if num_chars <= INLINE_CHARS and not any(map(_may_be_long, arguments.values())):
         with contextlib.suppress(TemplateTooSlow):
             return tokenize(INLINE_RENDER_S)
-    return await asyncio.to_thread(tokenize)
+    return await _in_thread(engine, tokenize, num_chars)
+
+
+_Result = TypeVar("_Result")
+
+
+async def _in_thread(engine: ServedEngine, work: Callable[[], _Result], num_chars: int) -> _Result:
+    """Not many long texts at a time."""
+    if num_chars <= LONG_TEXT_CHARS:
+        return await asyncio.to_thread(work)
+    async with engine.tokenizing:
+        return await asyncio.to_thread(work)
 
 
 def _may_be_long(argument: object) -> bool:
@@ -239,6 +284,7 @@ def _plan(
     max_tokens: _MaxTokens,
     id_: str,
     scoring: Scoring,
+    grammar: Grammar | None,
     *,
     param: str,
 ) -> Plan:
@@ -252,11 +298,10 @@ def _plan(
             f"product may be at most {MAX_PROMPT_TOKENS_PER_REQUEST:,}",
             param="n",
         )
+    _check_log_probs(body, prompts, limits, scoring)
     check_token_ids(engine, body.stop_token_ids, "stop_token_ids")
     check_token_ids(engine, tuple(body.logit_bias), "logit_bias")
     seed = random.getrandbits(63) if body.seed is None else body.seed
-    # A chat, which alone may think, has one prompt.
-    grammar = find_grammar(engine, body, prompts[0])
     shown = _shown_tokens(engine, body, grammar)
     stop = StopMatcher(body.stop, is_shown=body.include_stop_str_in_output)
     choices: list[Choice] = []
@@ -284,6 +329,24 @@ def _plan(
             choices.append(Choice(index, request, output, echo))
     reserved = sum(map(max_tokens.reserve, limits)) * body.num_candidates
     return Plan(tuple(choices), prompt_tokens, reserved, body.priority)
+
+
+def _check_log_probs(
+    body: GenerationBody, prompts: Sequence[TokenIds], limits: Sequence[int], scoring: Scoring
+) -> None:
+    """Raises InvalidValue when more is asked for than an answer may hold."""
+    if scoring.num_log_probs is None:
+        return
+    num_tokens = sum(limits) + (sum(map(len, prompts)) if scoring.with_prompt else 0)
+    count = num_tokens * body.num_candidates * (scoring.num_log_probs + 1)
+    if count > MAX_LOG_PROBS_PER_REQUEST:
+        name = "top_logprobs" if isinstance(body, ChatBody) else "logprobs"
+        raise InvalidValue(
+            f"`{name}` {scoring.num_log_probs}, {num_tokens:,} tokens and {body.num_candidates} "
+            f"choices come to {count:,} log probabilities; one request may ask for at most "
+            f"{MAX_LOG_PROBS_PER_REQUEST:,}. Lower `{name}`, `max_tokens` or `n`",
+            param=name,
+        )
 
 
 def _shown_tokens(

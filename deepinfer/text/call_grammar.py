@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deepinfer.text import ebnf
-from deepinfer.text.json_grammar import make_rules
+from deepinfer.text.json_grammar import MAX_RULES, check_count, make_rules
 from deepinfer.text.json_schema import SchemaRefused
 from deepinfer.text.tagged_grammar import make_tagged_grammar
 from deepinfer.text.tool_calls import ToolFormat
@@ -33,8 +33,11 @@ def make_call_grammar(tools: Sequence[Tool], tool_format: ToolFormat, *, paralle
     try:
         return _make_grammar(tools, tool_format, parallel=parallel)
     except SchemaRefused:
+        num_rules = 0
         for tool in tools:
-            _check_tool(tool, tool_format)
+            num_rules += _check_tool(tool, tool_format)
+            if num_rules > MAX_RULES:
+                break  # it is all of them together
         raise
 
 
@@ -43,14 +46,20 @@ def make_free_call_grammar(
 ) -> str:
     """Like `make_call_grammar`, for calls that nobody has required.
 
-    A tool whose parameters cannot be enforced is called with any arguments. Raises SchemaRefused.
+    A tool whose parameters cannot be enforced is called with any arguments, and so are all once
+    those before them need as many rules as a grammar may have. Raises SchemaRefused.
     """
     loosened = []
+    num_rules = 0
     for tool in tools:
         try:
-            _check_tool(tool, tool_format)
-            loosened.append(tool)
+            needed = _check_tool(tool, tool_format) if num_rules < MAX_RULES else MAX_RULES
         except ToolRefused:
+            needed = MAX_RULES
+        if num_rules + needed < MAX_RULES:
+            num_rules += needed
+            loosened.append(tool)
+        else:
             loosened.append(Tool(tool.name, _any_arguments(tool, tool_format)))
     return make_call_grammar(loosened, tool_format, parallel=parallel)
 
@@ -61,13 +70,14 @@ def _make_grammar(tools: Sequence[Tool], tool_format: ToolFormat, *, parallel: b
     return _make_framed_grammar(tool_call_schema(tools, tool_format, parallel=parallel))
 
 
-def _check_tool(tool: Tool, tool_format: ToolFormat) -> None:
-    """Raises ToolRefused."""
+def _check_tool(tool: Tool, tool_format: ToolFormat) -> int:
+    """The rules and parameters that one tool needs. Raises ToolRefused."""
     try:
         if tool_format in TAGS:
-            make_tagged_grammar([tool], TAGS[tool_format], parallel=False)
-        else:
-            make_rules(arguments_schema(tool))
+            grammar = make_tagged_grammar([tool], TAGS[tool_format], parallel=False)
+            properties = tool.parameters.get("properties")
+            return grammar.count("\n") + len(properties if isinstance(properties, Mapping) else ())
+        return len(make_rules(arguments_schema(tool))[1])
     except SchemaRefused as refusal:
         raise ToolRefused(tool.name, refusal.rule, refusal.at) from None
 
@@ -88,9 +98,10 @@ def _make_framed_grammar(calls: CallGrammar) -> str:
         parts = [ebnf.literal(frame.prefix), start, ebnf.literal(frame.suffix)]
         frames.append(" ".join(part for part in parts if part != EMPTY))
         rules += own_rules
+        check_count(len(rules))
     root = "root ::= call"
     if calls.separator is not None:
         joined = f"{ebnf.literal(calls.separator)} call" if calls.separator else "call"
         root += f" ({joined})*"
     call = f"call ::= {ebnf.one_of(frames)}"
-    return f"{root}{ebnf.JSON_RULES}" + "\n".join([call, *rules]) + "\n"
+    return ebnf.with_json_rules(root, [call, *rules])

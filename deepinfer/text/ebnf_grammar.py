@@ -12,7 +12,8 @@ nothing. Here every rule that the root leads to must have a text, and every name
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from deepinfer.text.char_ranges import ANY
 from deepinfer.text.grammar_tree import (
@@ -59,7 +60,7 @@ def _shown(name: str) -> str:
 
 def _reach(rules: Mapping[str, Node]) -> list[str]:
     """The names of the rules that the root leads to, itself first."""
-    found, waiting = [ROOT], [ROOT]
+    found, waiting = {ROOT: None}, [ROOT]  # an ordered set
     while waiting:
         name = waiting.pop()
         for other in _references(rules[name]):
@@ -68,38 +69,66 @@ def _reach(rules: Mapping[str, Node]) -> list[str]:
                     f"has a rule `{_shown(name)}` that uses `{_shown(other)}`, which is not defined"
                 )
             if other not in found:
-                found.append(other)
+                found[other] = None
                 waiting.append(other)
-    return found
+    return list(found)
 
 
-def _references(node: Node) -> set[str]:
-    """The names in an expression."""
-    if isinstance(node, Reference):
-        return {node.name}
-    return {name for child in children(node) for name in _references(child)}
+def _references(node: Node) -> Iterator[str]:
+    """The names in an expression, in the order in which they appear."""
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, Reference):
+            yield node.name
+        waiting += reversed(children(node))
+
+
+@dataclass(eq=False, slots=True)
+class _Goal:
+    """A rule or an expression that has a text once `num_missing` of its parts have one."""
+
+    num_missing: int
+    whole: _Goal | None  # what it is a part of
+    waiting: list[_Goal] = field(default_factory=list)  # of a rule: where its name is used
 
 
 def _check_productive(rules: Mapping[str, Node]) -> None:
-    """Every rule must have a text that comes to an end."""
-    known: set[str] = set()
-    while found := {n for n in rules.keys() - known if _has_text(rules[n], known)}:
-        known |= found
-    for name in rules:
-        if name not in known:
+    """Every rule must have a text that comes to an end.
+
+    Each expression is looked at once, however the rules lead to each other.
+    """
+    goals = {name: _Goal(1, None) for name in rules}
+    reached: list[_Goal] = []
+    for name, rule in rules.items():
+        unread: list[tuple[Node, _Goal]] = [(rule, goals[name])]
+        while unread:
+            node, whole = unread.pop()
+            parts = children(node)
+            match node:
+                case Reference(other):
+                    goals[other].waiting.append(whole)
+                    continue
+                case Choice():
+                    num_missing = 1
+                case Repeat(_, 0):
+                    num_missing = 0
+                case _:
+                    num_missing = len(parts)
+            goal = _Goal(num_missing, whole)
+            if not num_missing:
+                reached.append(goal)
+            unread += [(part, goal) for part in parts]
+    while reached:
+        goal = reached.pop()
+        wholes = goal.waiting if goal.whole is None else [goal.whole]  # a rule is no part
+        for whole in wholes:
+            whole.num_missing -= 1
+            if not whole.num_missing:
+                reached.append(whole)
+    for name, goal in goals.items():
+        if goal.num_missing > 0:
             raise GrammarRefused(f"has a rule `{_shown(name)}` no text of which comes to an end")
-
-
-def _has_text(node: Node, known: set[str]) -> bool:
-    """Whether an expression has a text, given the rules that certainly do."""
-    match node:
-        case Reference(name):
-            return name in known
-        case Choice(options):
-            return any(_has_text(option, known) for option in options)
-        case Repeat(item, least):
-            return not least or _has_text(item, known)
-    return all(_has_text(child, known) for child in children(node))
 
 
 class _Parser:

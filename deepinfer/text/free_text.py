@@ -15,8 +15,8 @@ _BEYOND_ASCII = ebnf.PLAIN_CHARS.partition(r"\x7f")[2]
 _ESCAPED = {"\\": r"\\", "]": r"\]", "[": r"\[", "-": r"\-", "^": r"\^", "\x7f": r"\x7f"}
 
 # JSON whose strings write `<` as an escape, so that no tag is in them.
-_JSON_CHARS = ebnf.PLAIN_CHARS.replace(r"#-\[", r"#-;=-\[")
-JSON_RULES = ebnf.JSON_RULES.replace(ebnf.PLAIN_CHARS, _JSON_CHARS)
+JSON_CHARS = ebnf.PLAIN_CHARS.replace(r"#-\[", r"#-;=-\[")
+COUNTED = "counted"  # how the names of the rules begin that count characters
 
 
 def text_rules(tag: str) -> str:

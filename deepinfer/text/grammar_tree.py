@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from deepinfer.text import ebnf
 from deepinfer.text.char_ranges import Ranges, char, common, without, write_class
+from deepinfer.text.ebnf import MAX_SPELLED_OUT
 
 MAX_EXPANDED = 20_000  # characters and classes, repeated ones as often as they may come
 
@@ -145,12 +146,19 @@ class GrammarWriter:
         self._prefix = prefix
         self._in_json = in_json
         self._names: dict[Ranges, str] = {}
+        self._counted: set[str] = set()
 
     @property
     def rules(self) -> list[str]:
         """The rules that what has been written needs."""
-        write_set = _write_escaped if self._in_json else write_class
-        return [f"{name} ::= {write_set(ranges)}" for ranges, name in self._names.items()]
+        rules = []
+        for ranges, name in self._names.items():
+            plain, *escapes = _write_escaped(ranges) if self._in_json else [write_class(ranges)]
+            rules.append(f"{name} ::= {' | '.join([plain, *escapes])}")
+            if name in self._counted:
+                rules += ebnf.count_rules(name, plain, f"{name}_escape" if escapes else "")
+                rules += [f"{name}_escape ::= {' | '.join(escapes)}"] if escapes else []
+        return rules
 
     def write(self, node: Node) -> str:
         match node:
@@ -164,16 +172,21 @@ class GrammarWriter:
                 return " ".join(map(self.write, parts)) or ebnf.literal("")
             case Choice(options):
                 return ebnf.one_of(map(self.write, options))
+            case Repeat(Chars() as item, least, most) if max(least, most or 0) > MAX_SPELLED_OUT:
+                name = self.write(item)
+                self._counted.add(name)
+                return ebnf.counted(name, least, most, f"({name}){{0,}}")
             case Repeat(item, least, most):
                 return ebnf.repeat(self.write(item), least, most) or ebnf.literal("")
 
 
-def _write_escaped(ranges: Ranges) -> str:
+def _write_escaped(ranges: Ranges) -> list[str]:
+    """The options for one character of a set; those that are no escapes are the first."""
     plain = without(ranges, ESCAPED)
     options = [write_class(plain)] if plain else []
     for first, last in common(ESCAPED, ranges):
         options += [ebnf.literal(_escape(chr(code))) for code in range(first, last + 1)]
-    return " | ".join(options)
+    return options
 
 
 def _escape(text: str) -> str:

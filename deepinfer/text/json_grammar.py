@@ -52,15 +52,21 @@ MAX_PERMUTED = 300  # sets of items that an array without repetitions may have b
 def make_grammar(schema: object) -> str:
     """The grammar of a schema. Raises SchemaRefused."""
     start, rules = make_rules(schema)
-    return f"root ::= {start}{ebnf.JSON_RULES}" + "\n".join(rules) + "\n"
+    return ebnf.with_json_rules(f"root ::= {start}", rules)
 
 
 def make_rules(schema: object, prefix: str = "") -> tuple[str, list[str]]:
     """The rule that a schema begins with, and all of its rules, whose names begin with `prefix`.
 
-    They use JSON_RULES, which are not among them. Raises SchemaRefused.
+    They use those of `ebnf.with_json_rules`, which are not among them. Raises SchemaRefused.
     """
     return _Converter(schema, prefix).convert()
+
+
+def check_count(num_rules: int) -> None:
+    """Raises SchemaRefused for more rules than one grammar may have."""
+    if num_rules > MAX_RULES:
+        raise SchemaRefused(f"must not need more than {MAX_RULES:,} rules as a grammar")
 
 
 def merge(schema: Schema) -> Schema:
@@ -397,7 +403,7 @@ class _Converter:
         least, most = lengths(schema, at)
         node = string_formats.read_form(schema, least, most, at)
         body = "" if node is None else self._write(node)
-        return f'"\\"" {body or ebnf.repeat("char", least, most)} "\\""'
+        return f'"\\"" {body or ebnf.string(least, most)} "\\""'
 
     def _write(self, node: Node) -> str:
         """As a rule of its own, with those that it needs."""

@@ -7,10 +7,10 @@ Parameters come in the schema's order, and none that it does not name. How a val
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 
 from deepinfer.text import ebnf
-from deepinfer.text.free_text import JSON_RULES, text_rules
+from deepinfer.text.free_text import COUNTED, JSON_CHARS, text_char, text_rules
+from deepinfer.text.json_grammar import check_count
 from deepinfer.text.json_schema import COMBINING, SchemaRefused, mapping, read_keywords
 from deepinfer.text.tagged_values import ValueWriter
 from deepinfer.text.tool_formats.tags import CLOSING, OPENING, Tags
@@ -22,12 +22,21 @@ PLACE = "#/$defs/tool"  # of a tool's schema, in the schemas of its parameters
 
 def make_tagged_grammar(tools: Sequence[Tool], tags: Tags, *, parallel: bool) -> str:
     """One call to any of `tools`, or several. Raises SchemaRefused for a tool's schema."""
-    writers = [_CallWriter(tool, tags, prefix=f"c{i}") for i, tool in enumerate(tools)]
-    calls = [writer.write() for writer in writers]
-    rules = list(chain.from_iterable(writer.rules for writer in writers))
+    calls: list[str] = []
+    rules: list[str] = []
+    num_parameters = 0
+    for index, tool in enumerate(tools):
+        writer = _CallWriter(tool, tags, prefix=f"c{index}")
+        calls.append(writer.write())
+        rules += writer.rules
+        num_parameters += writer.num_values
+        check_count(num_parameters + len(rules))
     root = f"root ::= call{f' ({ebnf.literal(chr(10))} call)*' if parallel else ''}"
     call = f"call ::= {ebnf.one_of(calls)}"
-    return f"{root}{JSON_RULES}{text_rules(tags.after_value)}" + "\n".join([call, *rules]) + "\n"
+    rules = [*text_rules(tags.after_value).splitlines(), call, *rules]
+    if any(f"{COUNTED}_" in rule for rule in rules):
+        rules += ebnf.count_rules(COUNTED, text_char())
+    return ebnf.with_json_rules(root, rules, JSON_CHARS)
 
 
 class _CallWriter:
@@ -39,7 +48,7 @@ class _CallWriter:
         self._tags = tags
         self._prefix = prefix
         self._definitions = {"tool": arguments_schema(tool, PLACE)}
-        self._num_values = 0
+        self.num_values = 0
 
     def write(self) -> str:
         """The expression of a whole call."""
@@ -62,7 +71,8 @@ class _CallWriter:
         names |= dict.fromkeys(required)
         if len(names) > MAX_PARAMETERS:
             raise SchemaRefused(f"must have at most {MAX_PARAMETERS:,} properties", ".properties")
-        return [(name, name in required) for name in names]
+        required_names = set(required)
+        return [(name, name in required_names) for name in names]
 
     def _parameter(self, name: str, is_required: bool) -> str:
         tags = self._tags
@@ -77,8 +87,8 @@ class _CallWriter:
         return expression if is_required else f"({expression})?"
 
     def _values(self, name: str) -> list[str]:
-        prefix = f"{self._prefix}v{self._num_values}"
-        self._num_values += 1
+        prefix = f"{self._prefix}v{self.num_values}"
+        self.num_values += 1
         writer = ValueWriter(self._definitions, prefix, is_on_lines=self._tags.is_value_on_lines)
         try:
             expressions = writer.write(self._schema_of(name))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deepinfer.text import ebnf, string_formats
-from deepinfer.text.free_text import text_char
+from deepinfer.text.free_text import COUNTED, text_char
 from deepinfer.text.grammar_tree import GrammarWriter, fit_length
 from deepinfer.text.json_grammar import make_rules, merge
 from deepinfer.text.json_schema import (
@@ -124,7 +124,7 @@ class ValueWriter:
         named = self._format(schema.get("format"), least, most)
         if named or (not least and most is None):
             return named or "text"
-        return ebnf.repeat(text_char(), least, most) or ebnf.literal("")
+        return ebnf.counted(COUNTED, least, most, f"{text_char()}*") or ebnf.literal("")
 
     def _format(self, name: object, least: int, most: int | None) -> str:
         """Nothing where the format is not known, or has texts of other lengths."""

@@ -107,10 +107,10 @@ def gate(build_engine: BuildEngine) -> Iterator[GrammarGate]:
 
 
 def try_grammar(gate: GrammarGate, grammar: Grammar) -> str | None:
-    gate.hold(make_request("tried", grammar))
+    gate.hold(make_request("tried", grammar), "", is_admitted=True)
     deadline = time.monotonic() + DEADLINE_S
     while time.monotonic() < deadline:
-        for _, fault in gate.release(0.01):
+        for _, fault in gate.release(0.01, is_admitted=True):
             return fault
     raise AssertionError("no verdict")
 
@@ -138,11 +138,11 @@ def test_time_in_which_the_process_waits_does_not_count(gate: GrammarGate) -> No
     """As on a machine where others have the processors: the process is stopped meanwhile."""
     assert try_grammar(gate, Grammar("regex", "first")) is None
     assert gate._trial is not None
-    gate.hold(make_request("waits", GOOD))
+    gate.hold(make_request("waits", GOOD), "", is_admitted=True)
     os.kill(gate._trial.process.pid, signal.SIGSTOP)
     ends_at = time.monotonic() + 2 * openvino_grammars.TRIAL_CPU_S
     while time.monotonic() < ends_at:
-        assert not list(gate.release(0.05))
+        assert not list(gate.release(0.05, is_admitted=True))
     os.kill(gate._trial.process.pid, signal.SIGCONT)
     assert try_grammar(gate, GOOD) is None
 
@@ -150,11 +150,11 @@ def test_time_in_which_the_process_waits_does_not_count(gate: GrammarGate) -> No
 def test_requests_of_one_grammar_share_a_time_out(gate: GrammarGate) -> None:
     """So that the choices of one request do not each take their time."""
     for index in range(3):
-        gate.hold(make_request(f"choice-{index}", EXPLOSIVE))
+        gate.hold(make_request(f"choice-{index}", EXPLOSIVE), "", is_admitted=True)
     released: list[str | None] = []
     deadline = time.monotonic() + DEADLINE_S
     while not released and time.monotonic() < deadline:
-        released = [fault for _, fault in gate.release(0.05)]
+        released = [fault for _, fault in gate.release(0.05, is_admitted=True)]
     assert len(released) == 3 and None not in released
 
 

@@ -234,10 +234,30 @@ async def test_other_routes_are_not_counted(tmp_path: Path) -> None:
     async with client_for(limited(tmp_path / "echo", requests_per_minute=1)) as client:
         for _ in range(3):
             models = await client.get("/v1/models")
-            tokens = await client.post("/tokenize", json={"prompt": "a"})
-            assert (models.status_code, tokens.status_code) == (200, 200)
+            assert models.status_code == 200
             assert "x-ratelimit-limit-requests" not in models.headers
         assert (await client.post("/v1/completions", json=BODY)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {"prompt": "a"}),
+        ("/detokenize", {"tokens": [5]}),
+        ("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": "a"}]}),
+        ("/v1/responses/input_tokens", {"input": "a"}),
+    ],
+)
+async def test_routes_that_count_tokens_are_requests_and_use_up_no_tokens(
+    tmp_path: Path, path: str, body: dict[str, object]
+) -> None:
+    state = limited(tmp_path / "echo", requests_per_minute=2, tokens_per_minute=100)
+    async with client_for(state) as client:
+        first = await client.post(path, json=body)
+        assert first.status_code == 200
+        assert first.headers["x-ratelimit-remaining-tokens"] == "100"
+        assert (await client.post(path, json=body)).status_code == 200
+        assert (await client.post(path, json=body)).status_code == 429
 
 
 async def test_unlimited_server_says_nothing_of_limits(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_no_status_is_promised_that_never_comes(document: dict[str, Any]) -> Non
     assert {s for path, s in statuses if path == "/v1/completions"} == generating
     assert {s for path, s in statuses if path == "/health"} == {"200", "403", "503"}
     assert {s for path, s in statuses if path == "/health/ready"} == {"200", "403", "503"}
-    tokenizing = {"200", "400", "401", "403", "404", "408", "413", "415", "500", "503"}
+    tokenizing = {"200", "400", "401", "403", "404", "408", "413", "415", "429", "500", "503"}
     assert {s for path, s in statuses if path == "/tokenize"} == tokenizing
 
 

@@ -281,7 +281,7 @@ def test_exclusive_bounds_of_draft_4() -> None:
 @pytest.mark.parametrize("most", [1, 32, 33, 40, 300, 1_000, 10_000, 65_536])
 def test_long_strings_are_counted_exactly_by_a_small_grammar(most: int) -> None:
     text = make_grammar({"type": "string", "maxLength": most})
-    assert len(text) < 2_000
+    assert len(text) < 20_000
     grammar = Grammar(text)
     lengths = [0, 1, most // 2, most - 1, most] if most <= 1_000 else []
     assert all(grammar.has(f'"{"é" * length}"') for length in lengths)

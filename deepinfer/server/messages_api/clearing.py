@@ -15,7 +15,7 @@ from deepinfer.server.messages_api.answer import AppliedEdit, ClearedThinking, C
 from deepinfer.server.messages_api.blocks import Block, Thinking, ToolResult, ToolUse
 from deepinfer.server.messages_api.body import InputMessage, PromptBody
 from deepinfer.server.messages_api.context_edits import ClearThinking, ClearToolUses, Compact
-from deepinfer.server.messages_api.conversation import as_chat
+from deepinfer.server.messages_api.conversation import as_chat_off_loop
 from deepinfer.server.prepare import tokenize_chat_body
 
 CLEARED_RESULT = "[result cleared to save room]"
@@ -32,7 +32,7 @@ class ClearedPrompt(Generic[BodyT]):
 
 
 async def count_tokens(engine: ServedEngine, body: PromptBody) -> int:
-    return len(await tokenize_chat_body(engine, as_chat(body)))
+    return len(await tokenize_chat_body(engine, await as_chat_off_loop(body)))
 
 
 async def clear_prompt(engine: ServedEngine, body: BodyT) -> ClearedPrompt[BodyT]:

@@ -7,8 +7,9 @@ other become one, as templates expect it.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -24,6 +25,7 @@ PARAM_NAMES = {
     "tools[].function.parameters": "tools[].input_schema",
 }
 EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
+INLINE_MESSAGES = 200  # above it the chat is made in a thread
 ERROR_MARK = "Error: "  # chats have no other way to say that a tool has failed
 
 
@@ -47,6 +49,13 @@ def as_chat(body: PromptBody) -> ChatBody:
     if isinstance(body, MessagesBody):
         fields |= _sampling(body)
     return ChatBody.model_construct(**fields)
+
+
+async def as_chat_off_loop(body: PromptBody) -> ChatBody:
+    """The same; of a long conversation in a thread."""
+    if len(body.messages) <= INLINE_MESSAGES:
+        return as_chat(body)
+    return await asyncio.to_thread(as_chat, body)
 
 
 def _sampling(body: MessagesBody) -> dict[str, Any]:
@@ -73,12 +82,13 @@ def _conversation(body: PromptBody) -> list[ChatMessage]:
         turns.pop()  # an empty beginning of the answer
     if body.system:
         turns.insert(0, _say("system", body.system))
-    merged: list[ChatMessage] = []
+    runs: list[list[ChatMessage]] = []  # of turns that become one
     for turn in turns:
-        if merged and _belong_together(merged[-1], turn):
-            turn = _merge(merged.pop(), turn)
-        merged.append(turn)
-    return merged
+        if runs and _belong_together(runs[-1][-1], turn):
+            runs[-1].append(turn)
+        else:
+            runs.append([turn])
+    return [_merge(run) for run in runs]
 
 
 def _turns(message: InputMessage) -> Iterator[ChatMessage]:
@@ -129,10 +139,13 @@ def _belong_together(first: ChatMessage, second: ChatMessage) -> bool:
     return first.role == second.role and first.role != "tool" and not first.tool_calls
 
 
-def _merge(first: ChatMessage, second: ChatMessage) -> ChatMessage:
-    texts = [message.content for message in (first, second) if message.content]
-    thoughts = _join_thoughts([first.thoughts, second.thoughts])
-    return _say(first.role, "\n".join(texts), second.tool_calls, thoughts)
+def _merge(run: Sequence[ChatMessage]) -> ChatMessage:
+    """One turn of several; joined at once, since each join copies all of the text."""
+    if len(run) == 1:
+        return run[0]
+    texts = [turn.content for turn in run if turn.content]
+    thoughts = _join_thoughts([turn.thoughts for turn in run])
+    return _say(run[0].role, "\n".join(texts), run[-1].tool_calls, thoughts)
 
 
 def _join_thoughts(thoughts: Iterable[str | None]) -> str | None:

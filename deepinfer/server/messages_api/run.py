@@ -21,7 +21,7 @@ from deepinfer.server.messages_api.answer import (
 )
 from deepinfer.server.messages_api.body import MessagesBody
 from deepinfer.server.messages_api.clearing import clear_prompt
-from deepinfer.server.messages_api.conversation import PARAM_NAMES, as_chat
+from deepinfer.server.messages_api.conversation import PARAM_NAMES, as_chat_off_loop
 from deepinfer.server.messages_api.events import (
     render_block_event,
     render_end,
@@ -111,7 +111,8 @@ async def prepare_message(
     with renaming_params(PARAM_NAMES):
         cleared = await clear_prompt(engine, body)
         # The chat has fields that this route's bodies do not have.
-        chat = with_sampling_defaults(as_chat(cleared.body), engine.sampling_defaults)
+        chat = await as_chat_off_loop(cleared.body)
+        chat = with_sampling_defaults(chat, engine.sampling_defaults)
         plan = await prepare_chat(engine, chat, id_, cuts_max_tokens=True)
     [reader] = make_readers(engine, chat, plan) or [ChatReader()]
     return MessageRun(

@@ -7,7 +7,7 @@ in. Which thoughts the model sees again is for the template to say.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from deepinfer.server.messages import CalledFunction, ChatMessage, ToolCall
 from deepinfer.server.responses_api.compaction import INTRODUCTION, read_summary
@@ -28,6 +28,7 @@ from deepinfer.server.responses_api.tools import CUSTOM_ARGUMENT, name_in_chat
 def as_messages(instructions: str | None, items: Iterable[Item]) -> list[ChatMessage]:
     """`items` have been checked; what comes out needs no further check either."""
     messages: list[ChatMessage] = []
+    thoughts_of: list[list[str]] = []  # of each message; joined at once, as a join copies them all
     thoughts: list[str] = []  # of the assistant's message that follows
     if instructions is not None:
         messages.append(_message("system", instructions))
@@ -46,21 +47,18 @@ def as_messages(instructions: str | None, items: Iterable[Item]) -> list[ChatMes
         else:
             summary = read_summary(item.encrypted_content)
             messages.append(_message("user", f"{INTRODUCTION}\n\n{summary}"))
-        messages[-1] = _think(messages[-1], thoughts)
+        thoughts_of += [[] for _ in range(len(messages) - len(thoughts_of))]
+        if messages[-1].role == "assistant":
+            thoughts_of[-1] += filter(None, thoughts)
         thoughts.clear()
-    return messages
+    return [
+        message.model_copy(update={"reasoning_content": "\n".join(texts)}) if texts else message
+        for message, texts in zip(messages, thoughts_of, strict=False)
+    ]
 
 
 def _message(role: str, content: str | None, *, tool_call_id: str | None = None) -> ChatMessage:
     return ChatMessage.model_construct(role=role, content=content, tool_call_id=tool_call_id)
-
-
-def _think(message: ChatMessage, thoughts: Sequence[str]) -> ChatMessage:
-    """`message` with what was thought before it, if it is the assistant's."""
-    texts = [text for text in (message.thoughts, *thoughts) if text]
-    if not thoughts or not texts or message.role != "assistant":
-        return message
-    return message.model_copy(update={"reasoning_content": "\n".join(texts)})
 
 
 def _as_tool_call(item: FunctionCallItem | CustomCallItem) -> ToolCall:

@@ -20,7 +20,6 @@ from deepinfer.server.answers import (
     ChatChunk,
     ChatCompletion,
     ChatFinishReason,
-    ChatLogProbs,
     ReadMessage,
     Usage,
 )
@@ -31,8 +30,8 @@ from deepinfer.server.engines import ServedEngine
 from deepinfer.server.event_stream import open_stream
 from deepinfer.server.generate import Answer, Delta, Generation
 from deepinfer.server.ids import new_chat_id
-from deepinfer.server.json import json_response
-from deepinfer.server.log_probs import as_chat
+from deepinfer.server.json import json_response, json_response_with_log_probs
+from deepinfer.server.log_probs import encode_chat
 from deepinfer.server.openapi import (
     GENERATING_ROUTE,
     describe_answer,
@@ -72,7 +71,7 @@ def make_router(state: ServerState) -> APIRouter:
             return await open_stream(
                 generation, _Writer(generation, events, readers), limits.first_byte_timeout_s
             )
-        return json_response(await _collect(generation, engine, id_, created, readers))
+        return await _collect(generation, engine, id_, created, readers)
 
     return router
 
@@ -121,9 +120,9 @@ async def _collect(
     id_: str,
     created: int,
     readers: Sequence[ChatReader] | None,
-) -> ChatCompletion:
+) -> Response:
     answers = await generation.collect()
-    return ChatCompletion(
+    completion = ChatCompletion(
         id=id_,
         created=created,
         model=engine.model_id,
@@ -133,10 +132,13 @@ async def _collect(
         ],
         usage=Usage.of(generation.usage),
     )
+    if not any(answer.tokens for answer in answers):
+        return json_response(completion)
+    log_probs = [await encode_chat(a.tokens) if a.tokens else None for a in answers]
+    return json_response_with_log_probs(completion, log_probs)
 
 
 def _choice(index: int, answer: Answer, reader: ChatReader | None) -> ChatChoice:
-    log_probs = ChatLogProbs(**as_chat(answer.tokens)) if answer.tokens else None
     message: AssistantMessage = AssistantMessage(content=answer.text)
     reason: ChatFinishReason = answer.finish_reason
     if reader is not None:
@@ -144,7 +146,7 @@ def _choice(index: int, answer: Answer, reader: ChatReader | None) -> ChatChoice
         part = reader.feed(answer.text, is_over=True, is_cut=is_cut)
         reason = _finish_reason(answer.finish_reason, reader)
         message = _message(part, reader)
-    return ChatChoice(index=index, message=message, logprobs=log_probs, finish_reason=reason)
+    return ChatChoice(index=index, message=message, finish_reason=reason)
 
 
 def _message(part: ChatPart, reader: ChatReader) -> ReadMessage:

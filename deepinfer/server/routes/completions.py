@@ -14,7 +14,6 @@ from deepinfer.server.answers import (
     Completion,
     CompletionChoice,
     CompletionChunk,
-    CompletionLogProbs,
     Usage,
 )
 from deepinfer.server.best_of import choose_best
@@ -23,8 +22,8 @@ from deepinfer.server.engines import ServedEngine
 from deepinfer.server.event_stream import open_stream
 from deepinfer.server.generate import Delta, Generation
 from deepinfer.server.ids import new_completion_id
-from deepinfer.server.json import json_response
-from deepinfer.server.log_probs import as_completion
+from deepinfer.server.json import json_response, json_response_with_log_probs
+from deepinfer.server.log_probs import encode_completion
 from deepinfer.server.openapi import (
     GENERATING_ROUTE,
     describe_answer,
@@ -66,7 +65,7 @@ def make_router(state: ServerState) -> APIRouter:
             return await open_stream(
                 generation, _Writer(generation, events), limits.first_byte_timeout_s
             )
-        return json_response(await _collect(generation, engine, body, id_, created))
+        return await _collect(generation, engine, body, id_, created)
 
     return router
 
@@ -94,11 +93,11 @@ class _Writer:
 
 async def _collect(
     generation: Generation, engine: ServedEngine, body: CompletionBody, id_: str, created: int
-) -> Completion:
+) -> Response:
     answers = await generation.collect()
     if body.num_candidates > body.n:
         answers = choose_best(answers, body.n, body.num_candidates)
-    return Completion(
+    completion = Completion(
         id=id_,
         created=created,
         model=engine.model_id,
@@ -106,12 +105,13 @@ async def _collect(
             CompletionChoice(
                 index=index,
                 text=answer.text,
-                logprobs=CompletionLogProbs(**as_completion(answer.tokens))
-                if answer.tokens and body.logprobs is not None
-                else None,
                 finish_reason=answer.finish_reason,
             )
             for index, answer in enumerate(answers)
         ],
         usage=Usage.of(generation.usage),
     )
+    if body.logprobs is None:
+        return json_response(completion)
+    log_probs = [await encode_completion(a.tokens) if a.tokens else None for a in answers]
+    return json_response_with_log_probs(completion, log_probs)
