@@ -101,8 +101,9 @@ class GrammarGate:
             self._advance(timeout_s)
         except OSError as error:  # there is no memory or no descriptor for the process that tries
             logger.error("grammars cannot be tried: %s", error)
-            untried, self._held = list(self._held.values()), {}
-            yield from ((each.request, NOT_STARTED) for each in untried)
+            for held in [one for one in self._held.values() if one.is_admitted == is_admitted]:
+                del self._held[held.request.request_id]
+                yield held.request, NOT_STARTED
             return
         for request_id, held in list(self._held.items()):
             if held.is_admitted != is_admitted:

@@ -214,7 +214,7 @@ class EngineHost:
             for request in requests:
                 self._check(request)
             gate = self._backend.gate
-            held = [r for r in message.requests if gate is not None and not gate.has_passed(r)]
+            held = [r for r in requests if gate is not None and not gate.has_passed(r)]
             held_ids = {request.request_id for request in held}
             self._queue.put(
                 requests,
