@@ -186,7 +186,8 @@ def join(path: str, lines: list[str]) -> Any:
         return scrub(events[-1]["response"])
     joined: dict[str, Any] = {}
     for event in events:
-        add(joined, scrub(event))
+        if event.get("type") != "message_start":  # which says how many tokens there were by then
+            add(joined, scrub(event))
     return joined
 
 
@@ -199,11 +200,11 @@ def add(joined: dict[str, Any], event: dict[str, Any], at: str = "") -> None:
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             for item in value:
                 add(joined, item, f"{place}[{item.get('index', 0)}]")
-        elif name in ("text", "content", "reasoning_content", "partial_json") and value:
-            joined[place] = joined.get(place, "") + value
+        elif name in ("text", "content", "reasoning_content", "partial_json"):
+            joined[place] = joined.get(place, "") + (value or "")
         elif name == "tokens":
             joined[place] = [*joined.get(place, []), *value]
-        elif value is not None and name not in ("text_offset", "type", "content"):
+        elif value is not None and name not in ("text_offset", "type"):
             joined[place] = value
 
 
