@@ -39,6 +39,7 @@ class Outlet:
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self.cycle = cycle
+        self.is_early = False  # it did not wait for the whole body, and ends the connection
         self.has_bare_parts = False  # the end of the connection is the end of the response
         self._flow = cycle.flow
         self._write = cycle.transport.write
@@ -98,7 +99,8 @@ class _EarlyResponses:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        cycle: RequestResponseCycle = scope[OUTLET_KEY].cycle
+        outlet: Outlet = scope[OUTLET_KEY]
+        cycle = outlet.cycle
         if not cycle.more_body:  # the body came with the head, as most do
             await self._app(scope, receive, send)
             return
@@ -112,7 +114,7 @@ class _EarlyResponses:
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
             # uvicorn would close at the last byte, while the client still sends.
-            cycle.keep_alive = True
+            outlet.is_early = cycle.keep_alive = True
 
         await self._app(scope, receive, send_and_close)
 
@@ -230,7 +232,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         cycle = self._running
         assert cycle is not None
-        if cycle.more_body and not self._is_broken:
+        if cycle.scope[OUTLET_KEY].is_early and not self._is_broken:  # type: ignore[literal-required]
             self.server_state.total_requests += 1
             self._linger()
             return

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from deepinfer.manifest import write_manifest
+from deepinfer.manifest import Target, write_manifest
 from deepinfer.server import lifetime
 from tests.server.serving import (
     LOAD_MS,
@@ -195,10 +195,12 @@ def test_port_in_use_is_one_line(tmp_path: Path) -> None:
 def test_engine_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:
     engine = make_echo_engine(tmp_path / "echo")
     record = engine.manifest.backend.model_copy(update={"name": "tensorrt-llm"})
-    write_manifest(engine.path, engine.manifest.model_copy(update={"backend": record}))
+    target = Target(kind="gpu", name="any", capability="sm_120")
+    changed = engine.manifest.model_copy(update={"backend": record, "target": target})
+    write_manifest(engine.path, changed)
     with starting(tmp_path) as server:
         assert server.wait() == 1
-    assert "error: engine `echo.simulated` was built for any; this machine has no" in server.log
+    assert "error: engine `echo.simulated` was built for sm_120; this machine has no" in server.log
     assert "hint: " in server.log
     assert "Traceback" not in server.log
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from deepinfer.manifest import write_manifest
+from deepinfer.manifest import Target, write_manifest
 from tests.server.serving import (
     ServerProcess,
     client_of,
@@ -123,7 +123,8 @@ def test_dead_engine_leaves_the_others_alone(tmp_path: Path) -> None:
 
 def as_tensorrt(manifest: Any) -> Any:
     record = manifest.backend.model_copy(update={"name": "tensorrt-llm"})
-    return manifest.model_copy(update={"backend": record})
+    target = Target(kind="gpu", name="any", capability="sm_120")
+    return manifest.model_copy(update={"backend": record, "target": target})
 
 
 def test_engine_that_cannot_be_loaded_is_named_and_the_others_are_served(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_engine_that_cannot_be_loaded_is_named_and_the_others_are_served(tmp_pat
     two = make_echo_engine(tmp_path / "two", name="two", model_id="test/two")
     write_manifest(two.path, as_tensorrt(two.manifest))
     with serving(tmp_path) as server, client_of(server) as client:
-        assert "engine `two` is not served: engine `two` was built for any" in server.log
+        assert "engine `two` is not served: engine `two` was built for sm_120" in server.log
         assert ask(client, "test/one").status_code == 200
         assert_error(ask(client, "test/two"), 503, "engine_unavailable", None)
         assert client.get("/health/ready").status_code == 200
