@@ -12,8 +12,9 @@ The second model costs the memory of a second engine and is compiled for the fir
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,24 @@ from deepinfer.generation import FinishReason, GenerationRequest, TokenChunk, To
 logger = logging.getLogger(__name__)
 
 MODEL_NAME = "openvino_model.xml"
-PIECE_TOKENS = 64  # scored between two steps; a step of the executor takes as long as about so many
+PIECE_S = 0.05  # aimed at for what is scored between two steps, in which all others wait
+MAX_PIECE_TOKENS = 64
+MEASURED_TOKENS = 8  # by which the size of a piece is decided
 
 
 class Scorer:
     """Scores every sequence that asks for it. Belongs to the thread that steps."""
 
     def __init__(
-        self, payload_dir: Path, properties: dict[str, Any], core: Any, numpy: Any
+        self,
+        payload_dir: Path,
+        properties: dict[str, Any],
+        core: Any,
+        numpy: Any,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
+        self._piece_tokens = MAX_PIECE_TOKENS
         self._path = payload_dir / MODEL_NAME
         self._properties = properties
         self._core = core
@@ -51,8 +61,18 @@ class Scorer:
         """Expect the chunks of `request`. The first one compiles the model, which takes seconds."""
         if self._compiled is None:
             self._compiled = self._core.Core().compile_model(self._path, "CPU", self._properties)
+            self._choose_piece(_Model(self._compiled.create_infer_request(), self._numpy))
         model = _Model(self._compiled.create_infer_request(), self._numpy)
         self._sequences[request.request_id] = _Sequence(request, model)
+
+    def _choose_piece(self, model: Any) -> None:
+        """Measure `model`, once: scores depend a little on the pieces, and are to come again."""
+        token_ids = (0,) * MEASURED_TOKENS
+        model.feed(token_ids)  # the first one makes room
+        started_at = self._clock()
+        model.feed(token_ids)
+        token_s = max(self._clock() - started_at, 1e-9) / MEASURED_TOKENS
+        self._piece_tokens = min(max(int(PIECE_S / token_s), 1), MAX_PIECE_TOKENS)
 
     def close(self, request_id: str) -> None:
         """Forget a sequence; an unknown id is not an error."""
@@ -69,7 +89,7 @@ class Scorer:
                 ready.append(chunk)
             else:
                 sequence.push(chunk)
-        budget = PIECE_TOKENS
+        budget = self._piece_tokens
         for request_id, sequence in list(self._sequences.items()):
             try:
                 budget -= sequence.score(budget)
