@@ -123,6 +123,22 @@ def test_edits_are_reported_in_the_end_of_a_stream(saying: httpx.Client) -> None
     assert "context_management" not in events[0]["message"]
 
 
+def test_whole_number_may_be_written_with_a_fraction_of_zero(saying: httpx.Client) -> None:
+    edit = {
+        "type": "clear_tool_uses_20250919",
+        "trigger": {"type": "tool_uses", "value": 7.0},
+        "clear_at_least": {"type": "input_tokens", "value": 0.0},
+    }
+    body = {
+        "messages": [{"role": "user", "content": "hi"}],
+        "max_tokens": 9,
+        "context_management": {"edits": [edit]},
+    }
+    assert saying.post("/v1/messages", json=body).status_code == 200
+    edit["trigger"] = {"type": "tool_uses", "value": 7.5}
+    assert saying.post("/v1/messages", json=body).status_code == 400
+
+
 def test_nothing_is_reported_where_nothing_was_asked(saying: httpx.Client) -> None:
     assert "context_management" not in ask(saying, user("hi"))
     assert set(count(saying, user("hi"))) == {"input_tokens"}

@@ -38,6 +38,8 @@ def _parse_amount(value: object, kinds: tuple[str, ...]) -> Amount:
         known = ", ".join(f"`{kind}`" for kind in kinds)
         raise unsupported(f"may be {known}", "type")
     number = value.get("value")
+    if isinstance(number, float) and number.is_integer():  # an integer in JSON Schema, as 5.0
+        number = int(number)
     if type(number) is not int or not 0 <= number <= INT32_MAX:
         raise invalid("must be an integer of 0 or more", "value")
     return Amount(str(value["type"]), number)
