@@ -15,6 +15,7 @@ from deepinfer.manifest import (
     ModelRecord,
     Target,
     TokenRecord,
+    read_engine,
     record_files,
     write_manifest,
 )
@@ -68,3 +69,9 @@ def make_simulated_engine(
     )
     write_manifest(folder, manifest)
     return EngineFolder(path=folder, manifest=manifest)
+
+
+def record_again(folder: Path) -> None:
+    """Let the manifest list what was changed in the engine's folder, or added to it, since."""
+    manifest = read_engine(folder).manifest
+    write_manifest(folder, manifest.model_copy(update={"files": record_files(folder)}))

@@ -12,10 +12,10 @@ import pytest
 
 from deepinfer.config import EngineSection
 from deepinfer.errors import EngineError
-from deepinfer.manifest import EngineFolder, read_engine, write_manifest
+from deepinfer.manifest import EngineFolder, Target, read_engine, write_manifest
 from deepinfer.server.guessing import choose_draft
 from deepinfer.serving_limits import with_max_seq_len
-from tests.engines import make_simulated_engine
+from tests.engines import make_simulated_engine, record_again
 
 TOKENIZER = '{"version": "1.0"}'
 
@@ -28,7 +28,10 @@ def make_engine(
     (folder / "tokenizer" / "tokenizer.json").write_text(tokenizer)
     manifest = make_simulated_engine(folder, name=folder.name, **fields).manifest
     record = manifest.backend.model_copy(update={"name": backend})
-    write_manifest(folder, manifest.model_copy(update={"backend": record}))
+    changed: dict[str, Any] = {"backend": record}
+    if backend == "tensorrt-llm":
+        changed["target"] = Target(kind="gpu", name="any", capability="sm_120")
+    write_manifest(folder, manifest.model_copy(update=changed))
     return read_engine(folder)
 
 
@@ -107,6 +110,7 @@ def test_draft_is_served_with_the_limit_of_its_engines(tmp_path: Path) -> None:
         **{"vocab_size": 512, "max_position_embeddings": 256},
     }
     (shorter.tokenizer_dir / "config.json").write_text(json.dumps(config))
+    record_again(shorter.path)
     chosen = choose_draft([engine], section)
     assert chosen is not None and chosen.manifest.limits.max_seq_len == 256
 

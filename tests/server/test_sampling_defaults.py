@@ -24,6 +24,7 @@ from deepinfer.server.sampling_defaults import read_sampling_defaults, with_samp
 from deepinfer.server.schemas import GenerationBody
 from deepinfer.text.chat_template import ChatTemplate
 from deepinfer.text.tokenizer import Tokenizer
+from tests.engines import record_again
 from tests.server.serving import ServerProcess, make_echo_engine, serving
 
 GENERATION_CONFIG = {"temperature": 0.6, "top_p": 0.8, "top_k": 20, "do_sample": True}
@@ -34,6 +35,7 @@ def make_engine(folder: Path) -> Path:
     engine = make_echo_engine(folder)
     path = engine.tokenizer_dir / "generation_config.json"
     path.write_text(json.dumps(GENERATION_CONFIG), encoding="utf-8")
+    record_again(engine.path)
     return engine.path
 
 
