@@ -36,7 +36,7 @@ TEXT = ["text.*"]
 CLIENT = ["runtime.wire", "runtime.client", "runtime.call"]
 CLIENT_PARTS = [
     *("runtime.wire", "runtime.call", "runtime.connection", "runtime.flight", "runtime.hangar"),
-    *("runtime.heartbeat", "runtime.supervisor", "runtime.watchdog", "runtime.gate"),
+    *("runtime.heartbeat", "runtime.supervisor", "runtime.watchdog"),
     *("runtime.lives", "runtime.keeper", "runtime.traffic"),
 ]
 

@@ -36,7 +36,6 @@ from deepinfer.manifest import EngineFolder, EngineManifest
 from deepinfer.runtime import wire
 from deepinfer.runtime.call import DEFAULT_TERMS, Call, Terms
 from deepinfer.runtime.connection import Connection
-from deepinfer.runtime.gate import SuspectGate
 from deepinfer.runtime.hangar import RESTART_RETRY_S, Hangar
 from deepinfer.runtime.keeper import EngineKeeper
 from deepinfer.runtime.lives import Keeper, Lives
@@ -57,12 +56,8 @@ class EngineClient:
         engine: EngineFolder,
         options: EngineOptions,
         keeper: Keeper | None = None,
-        gate: SuspectGate | None = None,
     ) -> None:
-        """Without a `keeper` the engine is this client's own: it starts with it and ends with it.
-
-        `gate` is for an engine that other processes send requests as well.
-        """
+        """Without a `keeper` the client starts the engine itself, and ends it."""
         self.engine = engine
         self.keeper: Keeper = EngineKeeper(engine, options) if keeper is None else keeper
         self.status = EngineStatus(STARTING)
@@ -75,12 +70,10 @@ class EngineClient:
         self._max_failed_lives = options.resume_attempts
         hangar = Hangar(
             options.resume_attempts,
-            gate=gate,
             max_new=options.max_waiting,
             max_new_tokens=options.max_waiting_tokens,
         )
         self._traffic = Traffic(hangar, engine.manifest.limits.max_input_len, self)
-        self._gate = gate
         self._connection: Connection | None = None
         self._connected_at = 0.0
         self._num_short_connections = 0  # in a row
@@ -184,8 +177,6 @@ class EngineClient:
         await asyncio.gather(*connecting, return_exceptions=True)
         if self._connection is not None:
             self._connection.close()
-        if self._gate is not None:
-            self._gate.close()
         self._first_load.set()
 
     # Towards the engine

@@ -5,8 +5,8 @@ that ran and had no token when the engine died is under suspicion, and is tried 
 once these have been seen to live, one suspect at a time. One that was there at two deaths in a row
 leaves before all others and alone, for some seconds at most: only a death at which nothing else ran
 is held against a request. And two deaths prove nothing where engines die all the time: they are
-weighed against the deaths that nobody explains. Where several processes send one engine requests, a
-gate that they share keeps their suspects apart. This module sends nothing.
+weighed against the deaths that nobody explains. This module sends
+nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator
 from deepinfer.errors import EngineUnavailable, QueueFull, RequestAbandoned
 from deepinfer.generation import GenerationRequest
 from deepinfer.runtime.flight import Flight
-from deepinfer.runtime.gate import SuspectGate
 
 RESTART_RETRY_S = 2
 MAX_BLAMES = 2  # a request that has killed the engine so often is not tried again
@@ -34,19 +33,15 @@ class Hangar:
         self,
         max_resumes: int,
         clock: Callable[[], float] = time.monotonic,
-        gate: SuspectGate | None = None,
         *,
         max_new: int = 1024,
         max_new_tokens: int = 4_000_000,
     ) -> None:
-        """`gate` is None where no other process has requests in the same engine.
-
-        At most `max_new` requests, with prompts of `max_new_tokens` together, may wait to be
+        """At most `max_new` requests, with prompts of `max_new_tokens` together, may wait to be
         submitted for the first time.
         """
         self._max_resumes = max_resumes
         self._clock = clock
-        self._gate = gate
         self._max_new = max_new
         self._max_new_tokens = max_new_tokens
         self._death_numbers = itertools.count()
@@ -77,7 +72,7 @@ class Hangar:
     @property
     def must_ask_again(self) -> bool:
         """Whether `take_off` may let more go later though nothing happens here until then."""
-        return bool(self._grounded) and (self._gate is not None or self.has_trial)
+        return bool(self._grounded) and self.has_trial
 
     @property
     def has_trial(self) -> bool:
@@ -171,7 +166,6 @@ class Hangar:
             else:
                 self.remove(flight)
                 yield flight, error
-        self._leave_gate()
 
     def _note_death(self) -> int:
         now = self._clock()
@@ -185,26 +179,22 @@ class Hangar:
         self._airborne.pop(flight.wire_id, None)
         self._grounded[flight.request.request_id] = flight
 
-    def take_off(
-        self, *, others_have_gone: bool = True
-    ) -> Iterator[tuple[Flight, GenerationRequest]]:
+    def take_off(self) -> Iterator[tuple[Flight, GenerationRequest]]:
         """The grounded flights that may go to the engine now, with what to submit.
 
-        A suspect goes when nothing else has yet to show that it lives. Behind a gate it also waits
-        until those of other processes have had the time to go.
+        A suspect goes when nothing else has yet to show that it lives.
         """
-        self._leave_gate()
-        for flight in self._choose(others_have_gone):
+        for flight in self._choose():
             del self._grounded[flight.request.request_id]
             request = flight.resume()
             self._airborne[flight.wire_id] = flight
             yield flight, request
 
-    def _choose(self, others_have_gone: bool) -> list[Flight]:
+    def _choose(self) -> list[Flight]:
         if self.has_trial:
             return []
         grounded = self._grounded.values()
-        if self._gate is None and not self._airborne:
+        if not self._airborne:
             tried = (each for each in grounded if each.num_fruitless >= TRIED_ALONE_AFTER)
             self._on_trial = next(tried, None)
             if self._on_trial is not None:
@@ -213,21 +203,14 @@ class Hangar:
         innocent = [flight for flight in grounded if not flight.is_suspect]
         suspect = next((flight for flight in grounded if flight.is_suspect), None)
         if innocent:
-            return innocent if self._gate is None or self._gate.share() else []
+            return innocent
         if suspect is None or self._has_unproven:
             return []
-        if self._gate is None:
-            return [suspect]
-        return [suspect] if others_have_gone and self._gate.claim() else []
+        return [suspect]
 
     @property
     def _has_unproven(self) -> bool:
         return any(flight.is_unproven for flight in self._airborne.values())
-
-    def _leave_gate(self) -> None:
-        """Let others by when all that took off here has been seen to live."""
-        if self._gate is not None and self._gate.is_held and not self._has_unproven:
-            self._gate.leave()
 
     def _find_end(self, flight: Flight, *, was_running: bool) -> EngineUnavailable | None:
         if was_running and not self._max_resumes:

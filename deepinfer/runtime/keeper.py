@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 
 from deepinfer import tasks
@@ -25,11 +24,10 @@ MAX_BACKOFF_AFTER_WORK_S = 1.0
 
 
 class EngineKeeper:
-    """One engine process over all its lives; `listeners` are told each time that they change."""
+    """One engine process over all its lives."""
 
     def __init__(self, engine: EngineFolder, options: EngineOptions) -> None:
-        self.listeners: list[Callable[[Lives], None]] = []
-        self._supervisor = EngineSupervisor(engine, options, self._tell, self._on_exit)
+        self._supervisor = EngineSupervisor(engine, options, self._on_exit)
         self._watchdog = Watchdog(
             options.hang_timeout_s,
             find_life=self._find_life,
@@ -118,11 +116,6 @@ class EngineKeeper:
         self._dead_pid = pid or self._dead_pid
         lives = self._describe(kept)
         kept.on_lives(lives)
-        self._tell(lives)
         if not lives.has_been_ready:
             return None
         return MAX_BACKOFF_S if self._num_failed > 1 else MAX_BACKOFF_AFTER_WORK_S
-
-    def _tell(self, lives: Lives | None = None) -> None:
-        for listener in self.listeners:
-            listener(lives or self.lives)

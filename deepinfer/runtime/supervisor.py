@@ -35,29 +35,26 @@ SECRET_WORDS = {
     *("PASSPHRASE", "CREDENTIAL", "CREDENTIALS", "AUTHORIZATION", "COOKIE"),
 }
 DESCRIPTORS_PER_START = 6  # pipes to the process, and that by which it says that it runs
-BACKLOG = 256  # more than API processes, all of which wait there between two lives
+BACKLOG = 16
 
 
 class EngineSupervisor:
     """One engine's process, over all its lives.
 
-    `on_start` is called each time the process has been started. `on_exit` is called each time it
-    ends without having been asked to, or cannot be started again, with what happened, the id of the
-    process that was, and whether a signal has ended it; it returns how many seconds the next start
-    may be put off at most, or None for no next one.
+    `on_exit` is called each time it ends without having been asked to, or cannot be started again,
+    with what happened, the id of the process that was, and whether a signal has ended it; it
+    returns how many seconds the next start may be put off at most, or None for no next one.
     """
 
     def __init__(
         self,
         engine: EngineFolder,
         options: EngineOptions,
-        on_start: Callable[[], None],
         on_exit: Callable[[str, int | None, bool], float | None],
     ) -> None:
         self.engine = engine
         self.options = options
         self.num_starts = 0
-        self._on_start = on_start
         self._on_exit = on_exit
         self._folder = TempFolder()
         # Of what an engine process, and those that it starts, put down and may not live to remove.
@@ -116,7 +113,6 @@ class EngineSupervisor:
         )
         self.num_starts += 1
         logger.info("engine process %d started", self._process.pid)
-        self._on_start()
 
     async def _watch(self) -> None:
         backoff_s = 0.0

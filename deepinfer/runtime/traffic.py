@@ -24,9 +24,8 @@ from deepinfer.runtime.hangar import Hangar
 
 logger = logging.getLogger(__name__)
 
-# What was interrupted in other processes takes off within this time, and suspects after it; so
-# often it is looked whether one that is tried alone has taken too long.
-GATE_WAIT_S = 0.05
+# How often it is looked whether a request that is tried alone has taken too long.
+TRIAL_POLL_S = 0.05
 
 
 class Tower(Protocol):
@@ -95,16 +94,16 @@ class Traffic:
             self._drained.clear()
             await self._drained.wait()
 
-    def resume(self, *, has_waited: bool = False) -> None:
+    def resume(self) -> None:
         """Submit what an earlier life of the engine has left, as far as it may run now."""
         if not self._tower.status.is_ready:
             return
-        leaving = list(self._hangar.take_off(others_have_gone=has_waited))
+        leaving = list(self._hangar.take_off())
         for call, pairs in itertools.groupby(leaving, key=lambda pair: pair[0].call):
             self._submit_again(call, list(pairs))
         if self._hangar.must_ask_again and self._asking_again is None:
             loop = asyncio.get_running_loop()
-            self._asking_again = loop.call_later(GATE_WAIT_S, self._ask_again)
+            self._asking_again = loop.call_later(TRIAL_POLL_S, self._ask_again)
 
     def _submit_again(
         self, call: Call, leaving: Sequence[tuple[Flight, GenerationRequest]]
@@ -241,9 +240,9 @@ class Traffic:
             self._drained.set()
 
     def _ask_again(self) -> None:
-        """Nobody says when the requests of other processes have gone, or have been seen to live."""
+        """Nothing happens when a request that runs alone has taken too long to prove itself."""
         self._asking_again = None
-        self.resume(has_waited=True)
+        self.resume()
 
 
 def _too_large(request: GenerationRequest, error: wire.MessageTooLarge) -> InvalidValue:
