@@ -29,7 +29,13 @@ from deepinfer.backends.openvino_settings import (
 from deepinfer.backends.openvino_speculation import Speculation
 from deepinfer.device import read_machine
 from deepinfer.engine import Capacity, EngineOptions
-from deepinfer.errors import BackendError, EngineError, InternalError, UnsupportedParameter
+from deepinfer.errors import (
+    BackendError,
+    EngineError,
+    EngineUnavailable,
+    InternalError,
+    UnsupportedParameter,
+)
 from deepinfer.generation import (
     FinishReason,
     GenerationRequest,
@@ -141,6 +147,14 @@ class OpenVinoBackend:
                 param=sampling.grammar.param,
             )
 
+        if self._scorer.is_needed(request):
+            missing, free = self._scorer.missing_bytes, read_machine().available_memory_bytes
+            if missing > free:
+                raise EngineUnavailable(
+                    f"Log probabilities of alternatives and prompts need {missing / 2**30:.1f} GiB "
+                    f"more memory here, and {free / 2**30:.1f} GiB are free"
+                )
+
     def add(self, request: GenerationRequest) -> None:
         if self._gate is None:
             self._start(request)
@@ -165,13 +179,7 @@ class OpenVinoBackend:
             ) from error
         self._handles[request.request_id] = handle
         if self._scorer.is_needed(request):
-            try:
-                self._scorer.open(request)
-            except Exception as error:
-                self.cancel(request.request_id)
-                raise InternalError(
-                    f"the engine could not score the request: {first_line(error)}"
-                ) from error
+            self._scorer.open(request)
         elif request.sampling.num_log_probs is not None:
             self._with_log_probs.add(request.request_id)
 

@@ -6,15 +6,17 @@ and the row of logits that comes out says how likely every token was at the next
 is scored in short pieces between the executor's steps, so that a long prompt holds nobody up;
 chunks of tokens wait here until their scores are there.
 
-The second model costs the memory of a second engine and is compiled for the first who needs it.
+The second model costs the memory of a second engine. It is compiled for the first who needs it, in
+a thread: the executor's steps go on meanwhile.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 MODEL_NAME = "openvino_model.xml"
 PIECE_S = 0.05  # aimed at for what is scored between two steps, in which all others wait
 MAX_PIECE_TOKENS = 64
+IDLE_WAIT_S = 0.01  # for the model to be compiled, where nothing else runs
 MEASURED_TOKENS = 8  # by which the size of a piece is decided
 
 
@@ -49,7 +52,16 @@ class Scorer:
         self._core = core
         self._numpy = numpy
         self._compiled: Any = None
+        self._failure: Exception | None = None
+        self._compiling: threading.Thread | None = None
         self._sequences: dict[str, _Sequence] = {}
+
+    @property
+    def missing_bytes(self) -> int:
+        """Memory that is yet to be taken for the second model's weights."""
+        if self._compiling is not None:
+            return 0
+        return self._path.with_suffix(".bin").stat().st_size
 
     @staticmethod
     def is_needed(request: GenerationRequest) -> bool:
@@ -58,12 +70,21 @@ class Scorer:
         return bool(sampling.num_log_probs) or sampling.with_prompt_log_probs
 
     def open(self, request: GenerationRequest) -> None:
-        """Expect the chunks of `request`. The first one compiles the model, which takes seconds."""
-        if self._compiled is None:
-            self._compiled = self._core.Core().compile_model(self._path, "CPU", self._properties)
-            self._choose_piece(_Model(self._compiled.create_infer_request(), self._numpy))
-        model = _Model(self._compiled.create_infer_request(), self._numpy)
-        self._sequences[request.request_id] = _Sequence(request, model)
+        """Expect the chunks of `request`. The first one has the model compiled, for seconds."""
+        if self._compiling is None:
+            self._failure = None
+            self._compiling = threading.Thread(target=self._compile, daemon=True)
+            self._compiling.start()
+        self._sequences[request.request_id] = _Sequence(request)
+
+    def _compile(self) -> None:
+        try:
+            compiled = self._core.Core().compile_model(self._path, "CPU", self._properties)
+            self._choose_piece(_Model(compiled.create_infer_request(), self._numpy))
+        except Exception as error:  # whatever the library raises is about log probabilities only
+            self._failure = error
+        else:
+            self._compiled = compiled
 
     def _choose_piece(self, model: Any) -> None:
         """Measure `model`, once: scores depend a little on the pieces, and are to come again."""
@@ -78,7 +99,7 @@ class Scorer:
         """Forget a sequence; an unknown id is not an error."""
         self._sequences.pop(request_id, None)
 
-    def pass_on(self, chunks: Iterable[TokenChunk]) -> list[TokenChunk]:
+    def pass_on(self, chunks: Sequence[TokenChunk]) -> list[TokenChunk]:
         """Take new chunks, score a piece, and return every chunk that is complete."""
         if not self._sequences:
             return list(chunks)
@@ -89,10 +110,17 @@ class Scorer:
                 ready.append(chunk)
             else:
                 sequence.push(chunk)
+        if self._compiled is None and not self._is_compiled(may_wait=not chunks):
+            return ready
         budget = self._piece_tokens
         for request_id, sequence in list(self._sequences.items()):
             try:
-                budget -= sequence.score(budget)
+                if self._failure is not None:
+                    raise self._failure
+                if sequence.model is None:
+                    request = self._compiled.create_infer_request()
+                    sequence.model = _Model(request, self._numpy)
+                budget -= sequence.score(sequence.model, budget)
             except Exception:  # whatever the library raises is about this sequence
                 logger.exception("request %s: its tokens cannot be scored", request_id)
                 del self._sequences[request_id]
@@ -105,11 +133,20 @@ class Scorer:
                 ready.append(chunk)
                 if chunk.finish_reason is not None:
                     del self._sequences[request_id]
+        if self._failure is not None:
+            self._compiling = None  # the next one tries again
         # Whoever was served last comes first next time.
         if self._sequences and budget <= 0:
             first = next(iter(self._sequences))
             self._sequences[first] = self._sequences.pop(first)
         return ready
+
+    def _is_compiled(self, *, may_wait: bool) -> bool:
+        """Whether the thread has ended; waits a little for it in a step without anything else."""
+        assert self._compiling is not None
+        if may_wait:
+            self._compiling.join(IDLE_WAIT_S)
+        return not self._compiling.is_alive()
 
 
 class _Model:
@@ -144,7 +181,7 @@ class _Sequence:
     """A growing sequence, how far it is scored, and the chunks that wait for their scores."""
 
     request: GenerationRequest
-    model: _Model
+    model: _Model | None = None  # until it is compiled
     token_ids: list[int] = field(init=False)  # prompt and answer
     num_fed: int = 0
     scores: list[TokenLogProbs] = field(default_factory=list)  # of token_ids[1:], as far as fed
@@ -158,13 +195,13 @@ class _Sequence:
         self.token_ids += chunk.token_ids
         self._waiting.append((len(self.token_ids), chunk))
 
-    def score(self, max_tokens: int) -> int:
+    def score(self, model: _Model, max_tokens: int) -> int:
         """Feed up to `max_tokens` tokens whose successor is known; how many were fed."""
         piece = self.token_ids[self.num_fed : self.num_fed + max(max_tokens, 0)]
         piece = piece[: len(self.token_ids) - 1 - self.num_fed]
         if not piece:
             return 0
-        rows = self.model.feed(piece)
+        rows = model.feed(piece)
         for row in rows:
             self.num_fed += 1
             self.scores.append(self._score_of(row, self.token_ids[self.num_fed]))
