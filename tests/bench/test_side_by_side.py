@@ -321,8 +321,8 @@ def test_first_tokens_and_gaps_are_judged() -> None:
     gaps = added_latency.describe_gaps([{"ours": 0.004, "bare": 0.001}], 256)
     assert "| ours | 4.0 (4.0 to 4.0) |" in gaps
     assert "at most 20 ms: met" in gaps
-    events = added_latency.describe_events([{"1": 10.0, "2": 15.0}], 256)
-    assert "| 2 | 1.50 (1.50 to 1.50) | 15 (15 to 15) |" in events
+    events = added_latency.describe_events([{"1": 10.0}, {"1": 15.0}], 256)
+    assert "12 (10 to 15) events/s" in events
 
 
 def test_cost_of_an_event_is_told_as_a_ratio_first() -> None:
@@ -371,8 +371,8 @@ def test_part_that_fails_is_named_with_its_reason(tmp_path: Path) -> None:
     assert parts == [Part(title="decode", text="Left out: no numpy.")]
 
 
-def test_certain_parts_fit_the_half_hour_together() -> None:
-    assert sum(step.budget_s for step in plan.CERTAIN) <= RUN_BUDGET_S
+def test_all_parts_fit_the_half_hour_together() -> None:
+    assert sum(step.budget_s for step in plan.STEPS) <= RUN_BUDGET_S
     comparisons = (plan.HTTP_COST, plan.PEERS_BESIDE, plan.EVENTS)
     assert all(one.num_rounds * one.num_lives >= 5 for one in comparisons)
 
