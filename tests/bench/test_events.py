@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepinfer.bench.events import CHAT_OUTPUT, COMPLETION_OUTPUT, EventReader
+from deepinfer.bench.client import CHAT_OUTPUT, COMPLETION_OUTPUT, EventReader
 from deepinfer.generation import FinishReason, Usage
 from deepinfer.server.sse import ChatEvents, CompletionEvents
 from tests.bench.scripted import DONE, text_event, usage_event

@@ -10,21 +10,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from deepinfer.bench import png
-from deepinfer.bench.chart import make_panels, render_page, ticks
-from deepinfer.bench.compare import compare, differences
-from deepinfer.bench.png import check_png, write_png
+from deepinfer.bench import chart
+from deepinfer.bench.chart import check_png, make_panels, render_page, ticks, write_png
 from deepinfer.bench.report import (
     SWEEP_HEADERS,
+    compare,
+    differences,
     overview,
+    percentile_rows,
     read_document,
-    spreads,
     sweep_row,
     warnings,
     write_document,
 )
 from deepinfer.errors import BenchError
-from tests.bench.outcomes import document, run
+from tests.bench.results import document, run
 
 
 def test_document_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_tables_have_a_cell_for_each_header() -> None:
     assert len(sweep_row(run())) == len(SWEEP_HEADERS)
     assert dict(overview(run()))["output tokens/s"] == "5.0"
     assert dict(overview(run()))["goodput"] == "2.00 requests/s, 100.0% of all"
-    names = [name for name, *_ in spreads(run())]
+    names = [name for name, *_ in percentile_rows(run())]
     assert names[:2] == ["time to first token, ms", "inter-token latency, ms"]
 
 
@@ -146,7 +146,7 @@ def test_png_without_its_library_is_refused_before_anything_is_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     check_png(Path("a.png"))
-    monkeypatch.setattr(png, "find_spec", lambda _: None)
+    monkeypatch.setattr(chart, "find_spec", lambda _: None)
     with pytest.raises(BenchError) as caught:
         check_png(Path("a.png"))
     assert caught.value.hint and "deepinfer[bench]" in caught.value.hint

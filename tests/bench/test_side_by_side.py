@@ -28,8 +28,8 @@ from benchmarks.side_by_side.report import Part
 from benchmarks.side_by_side.rounds import Level, run_lives, run_rounds, started
 from benchmarks.side_by_side.start_up import MARKS, read_cost, read_phases
 from benchmarks.side_by_side.tables import find_ratios, judge, ratio_rows, spread, table
-from deepinfer.bench.corpus import read_dataset
 from deepinfer.bench.machine import MachineRates
+from deepinfer.bench.prompts import read_dataset
 
 MODEL = Model(Path("checkpoint"), Path("engine"), max_streams=4, max_seq_len=64)
 RATES = MachineRates(num_threads=2, read_bytes_per_s=1e10, copy_bytes_per_s=1e10, gemm_flops=1e11)
