@@ -65,21 +65,22 @@ def make_panels(runs: Sequence[Run]) -> list[Panel]:
     """One panel per latency that some run has. Runs without a token rate are omitted."""
     panels = []
     for title, latency in LATENCIES.items():
-        series = tuple(Series(name, _points(runs, latency, name)) for name in COLORS)
-        if any(one.points for one in series):
+        known = [
+            (run, times, rate)
+            for run in runs
+            if (times := latency(run.summary)) is not None
+            and (rate := run.summary.output_tokens_per_s) is not None
+        ]
+        series = tuple(
+            Series(
+                name,
+                tuple((rate, getattr(times, name) * 1000, run.level) for run, times, rate in known),
+            )
+            for name in COLORS
+        )
+        if known:
             panels.append(Panel(title, series))
     return panels
-
-
-def _points(
-    runs: Sequence[Run], latency: Callable[[Summary], Percentiles | None], name: str
-) -> tuple[tuple[float, float, str], ...]:
-    found = []
-    for run in runs:
-        times, rate = latency(run.summary), run.summary.output_tokens_per_s
-        if times is not None and rate is not None:
-            found.append((rate, getattr(times, name) * 1000, run.level))
-    return tuple(found)
 
 
 def ticks(top: float) -> list[float]:

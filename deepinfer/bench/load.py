@@ -234,7 +234,12 @@ def run_shares(plan: LoadPlan, num_processes: int) -> list[LoadResult]:
         start_at = time.perf_counter() + START_MARGIN_S
         for worker in workers:
             _write_line(worker, msgspec.json.encode(start_at))
-        return [_read_result(worker) for worker in workers]
+        return [
+            msgspec.msgpack.decode(_pipe(worker.stdout).read(), type=LoadResult)
+            for worker in workers
+        ]
+    except msgspec.DecodeError:
+        raise BenchError(f"{PROCESS_LOST} before its load did", hint=LOST_HINT) from None
     finally:
         for worker in workers:
             worker.kill()
@@ -254,23 +259,15 @@ def _pipe(pipe: Any) -> Any:
     return pipe
 
 
-def _read_result(worker: subprocess.Popen[bytes]) -> LoadResult:
-    try:
-        return msgspec.msgpack.decode(_pipe(worker.stdout).read(), type=LoadResult)
-    except msgspec.DecodeError:
-        raise BenchError(f"{PROCESS_LOST} before its load did", hint=LOST_HINT) from None
-
-
-async def _wait_for_start() -> float:
-    sys.stdout.buffer.write(READY)
-    sys.stdout.buffer.flush()
-    line = await asyncio.to_thread(sys.stdin.buffer.readline)
-    return msgspec.json.decode(line, type=float)
-
-
 def main() -> None:
+    async def wait_for_start() -> float:
+        sys.stdout.buffer.write(READY)
+        sys.stdout.buffer.flush()
+        line = await asyncio.to_thread(sys.stdin.buffer.readline)
+        return msgspec.json.decode(line, type=float)
+
     plan = msgspec.json.decode(sys.stdin.buffer.readline(), type=LoadPlan)
-    result = run_async(run_load(plan, _wait_for_start))
+    result = run_async(run_load(plan, wait_for_start))
     sys.stdout.buffer.write(msgspec.msgpack.encode(result))
 
 

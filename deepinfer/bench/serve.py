@@ -374,21 +374,15 @@ class _ServerLog:
 
     def _read(self) -> None:
         for line in self._pipe:
-            message = _parse_log_line(line)
+            try:
+                message = str(json.loads(line)["message"])
+            except (ValueError, KeyError, TypeError):
+                message = line.strip()  # the final error of a process is text and not JSON
             self.lines.append(message)
             if found := LISTENING.search(message):
                 self.url = found[1]
                 self._has_url.set()
         self._has_url.set()
-
-
-def _parse_log_line(line: str) -> str:
-    """The message of a line; the final error of a process is text and not JSON."""
-    try:
-        document = json.loads(line)
-    except ValueError:
-        return line.strip()
-    return str(document.get("message", "")) if isinstance(document, dict) else line.strip()
 
 
 def _wait_ready(process: subprocess.Popen[str], log: _ServerLog) -> str:

@@ -30,7 +30,7 @@ COLORS = {"ok": "green", "warning": "yellow", "failed": "red"}
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def doctor(ctx: click.Context, engine_dir: Path, port: int, is_json: bool) -> None:
-    """Check what works on this machine, and print what to do about the rest.
+    """Check what works on this machine, and what to do about the rest.
 
     Exits with 1 only if this machine cannot serve engines.
     """
