@@ -19,7 +19,7 @@ import msgspec
 from deepinfer.bench.client import Prompt
 from deepinfer.errors import ConfigError
 
-MAX_TOKENS = 1_000_000  # of a prompt or an answer; a lognormal tail has no end of its own
+MAX_TOKENS = 1_000_000  # of a prompt or an answer; a lognormal distribution has no maximum
 LENGTHS_HINT = (
     "give `128`, `uniform:64:256` or `lognormal:128:0.7` (median and sigma; `:2048` caps it)"
 )

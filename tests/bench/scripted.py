@@ -1,4 +1,4 @@
-"""A server that says exactly the bytes it is told to, well or badly behaved, one list a request."""
+"""A server that sends scripted bytes, well or badly behaved; one list per request."""
 
 from __future__ import annotations
 
