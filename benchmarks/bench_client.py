@@ -22,9 +22,9 @@ import sys
 from collections import deque
 from statistics import median
 
-from deepinfer.bench.lengths import parse_lengths
+from deepinfer.bench.client import parse_url
+from deepinfer.bench.prompts import parse_lengths
 from deepinfer.bench.serve import ServeOptions, run_serve
-from deepinfer.bench.target import parse_url
 from deepinfer.device import read_machine
 
 TEXT = " word"

@@ -67,7 +67,7 @@ RULES: dict[str, list[str]] = {
     "terminal": BASE,
     "doctor.*": [*LOW, "terminal", "doctor.*"],
     # Peers are measured by the same client, so it knows no server.
-    "bench.*": [*LOW, "terminal", "runtime.client", "runtime.call", "bench.*"],
+    "bench.*": [*LOW, "terminal", "runtime.client", "bench.*"],
     "commands.*": ["*"],
     "cli": ["commands", "logs", "validation"],
     "__main__": ["cli", "errors", "validation"],

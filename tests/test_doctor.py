@@ -17,22 +17,25 @@ from deepinfer.commands.doctor import doctor as doctor_command
 from deepinfer.config import ServeConfig
 from deepinfer.device import Cpu, Gpu
 from deepinfer.doctor import examine
-from deepinfer.doctor.cpu import check_cpu, check_openvino, probe_openvino
-from deepinfer.doctor.engines import check_engines
 from deepinfer.doctor.examine import choose_device
 from deepinfer.doctor.finding import Device, Finding, Report, Status
-from deepinfer.doctor.libraries import check_libraries, select_requirements
-from deepinfer.doctor.system import (
+from deepinfer.doctor.machine import (
     MIN_PYTHON,
     Space,
+    check_cpu,
     check_disk,
+    check_engines,
+    check_libraries,
     check_memory,
     check_open_files,
+    check_openvino,
     check_port,
     check_python,
     find_port_obstacle,
     hub_cache_dir,
     measure_space,
+    probe_openvino,
+    select_requirements,
 )
 from deepinfer.manifest import Target, write_manifest
 from deepinfer.process import ProbeResult, run_probe
@@ -159,7 +162,7 @@ def test_extras_of_the_project_are_the_ones_that_are_checked() -> None:
 
 ANSWER = '{"version": "2026.4.1.0", "capabilities": ["FP32", "BF16"]}\n'
 PROBES = {
-    "loads": (ProbeResult(0, ANSWER, ""), Status.OK, "the CPU offers FP32, BF16"),
+    "loads": (ProbeResult(0, ANSWER, ""), Status.OK, "the CPU supports FP32, BF16"),
     "chatters before it answers": (ProbeResult(0, f"hello\n{ANSWER}", ""), Status.OK, "2026.4.1.0"),
     "is missing": (
         ProbeResult(1, "", "Traceback\nModuleNotFoundError: No module named 'openvino'\n"),
@@ -332,7 +335,7 @@ def test_command_prints_advice_under_what_it_is_about(
     lines = capsys.readouterr().out.splitlines()
     number = next(n for n, line in enumerate(lines) if "none in" in line)
     assert lines[number].split()[:2] == ["warning", "engines"]
-    assert lines[number + 1].strip().startswith("-> make one with `deepinfer build")
+    assert lines[number + 1].strip().startswith("-> build one with `deepinfer build")
     assert lines[-1].startswith("engines can be served on this CPU: ")
     assert lines[-1].endswith(" 0 failed")
 

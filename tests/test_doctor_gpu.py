@@ -1,4 +1,4 @@
-"""The doctor on made-up machines with NVIDIA GPUs: each line that is not in order has its mend."""
+"""The doctor's checks of NVIDIA GPUs: each problem has its advice."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import pytest
 from deepinfer.device import Gpu, GpuReading
 from deepinfer.doctor import examine
 from deepinfer.doctor.finding import Device, Finding, Status
-from deepinfer.doctor.gpu import check_driver, check_gpu, check_gpus
-from deepinfer.doctor.nvidia import (
+from deepinfer.doctor.gpu import (
     TorchBuild,
+    check_driver,
+    check_gpu,
+    check_gpus,
     check_loading,
     check_tensorrt_llm,
     check_torch,
@@ -213,13 +215,13 @@ FAULTS: dict[str, tuple[dict[str, str | None], str, str, str]] = {
     "library of TensorRT not found": (
         {"tensorrt": ABSENT.replace("OSError", "ImportError"), "libnvinfer.so.10": ABSENT},
         "TensorRT",
-        "does not find libnvinfer.so.10",
+        "cannot find libnvinfer.so.10",
         "ldconfig",
     ),
     "driver not given to the container": (
         {"libcuda.so.1": ABSENT.replace("libnvinfer.so.10", "libcuda.so.1")},
         "CUDA",
-        "does not find libcuda.so.1",
+        "cannot find libcuda.so.1",
         "--gpus all",
     ),
     "no GPU given": ({"libcuda.so.1": "cuInit returns 100"}, "CUDA", "no GPU", "--gpus all"),
@@ -293,7 +295,7 @@ TORCHES = {
         Status.FAILED,
         "2.6.0 has no kernels for sm_120, only for sm_80 sm_86 sm_90",
     ),
-    "made for the CPU": (torch_says("2.13.0+cpu", None), Status.FAILED, "is made for the CPU"),
+    "built for the CPU": (torch_says("2.13.0+cpu", None), Status.FAILED, "is built for the CPU"),
     "that sees no GPU": (torch_says("2.9.1", "13.0"), Status.FAILED, "does not start CUDA 13.0"),
     "that does not load": (
         ProbeResult(1, "", "Traceback\nImportError: libcudart.so.13: cannot open\n"),
@@ -313,7 +315,7 @@ def test_torch(result: ProbeResult, status: Status, seen: str) -> None:
 
 def test_torch_for_the_cpu_is_in_order_where_the_cpu_serves() -> None:
     finding = check_torch(torch_says("2.13.0+cpu", None), (RTX_5090,), Device.CPU)
-    assert (finding.status, finding.seen) == (Status.OK, "2.13.0+cpu, made for the CPU")
+    assert (finding.status, finding.seen) == (Status.OK, "2.13.0+cpu, built for the CPU")
 
 
 KERNELS = {

@@ -6,7 +6,6 @@ to no work for any engine, so that what is seen of it is the server.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -49,20 +48,6 @@ def make_model(recipe: Recipe, folder: Path) -> Model:
     if not (engine / "engine.json").exists():
         build(checkpoint, engine, recipe)
     return Model(checkpoint, engine, recipe.max_streams, recipe.max_seq_len)
-
-
-def make_draft_pairs(folder: Path) -> Path:
-    """`engine`, `right` and `wrong`, as `draft_pairs.py` has them, and the sample as `sample`."""
-    pairs = folder / "pairs"
-    if not (pairs / "sample" / "engine.json").exists():
-        shutil.rmtree(pairs, ignore_errors=True)
-        script = str(Path(__file__).parent.parent / "draft_pairs.py")
-        run = [sys.executable, script, "--output", str(pairs)]
-        subprocess.run(run, check=True, stdout=subprocess.PIPE)
-        sample = [sys.executable, "-m", "deepinfer", "build", "--model", "sample"]
-        sample += ["--precision", "fp32", "--output", str(pairs), "--name", "sample"]
-        subprocess.run(sample, check=True, stdout=subprocess.PIPE)
-    return pairs
 
 
 def native_dtype() -> str:

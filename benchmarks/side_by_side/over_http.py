@@ -14,13 +14,10 @@ import msgspec
 
 from benchmarks.side_by_side.child import Child, ChildOwner, find_port
 from benchmarks.side_by_side.contender import Load, Measured, Model, Unavailable
-from deepinfer.bench.client import BenchClient
-from deepinfer.bench.connection import ConnectionEnded
-from deepinfer.bench.probe import Acquaintance, get_acquainted
-from deepinfer.bench.serve import ServeOptions, make_plan
-from deepinfer.bench.summary import Summary, summarize
-from deepinfer.bench.target import parse_url
-from deepinfer.bench.worker import run_async, run_shares
+from deepinfer.bench.client import BenchClient, ConnectionClosed, parse_url
+from deepinfer.bench.load import run_async, run_shares
+from deepinfer.bench.report import Summary, summarize
+from deepinfer.bench.serve import ServeOptions, ServerInfo, make_plan, probe_server
 from deepinfer.errors import BenchError
 
 LOAD_TIMEOUT_S = 600.0  # a peer compiles its model when it first meets it
@@ -39,7 +36,7 @@ class HttpContender(ChildOwner):
 
     def __init__(self, logs: Path) -> None:
         self._log = logs / f"{self.name}.log"
-        self._known: Acquaintance | None = None
+        self._server_info: ServerInfo | None = None
 
     @property
     def version(self) -> str:
@@ -58,7 +55,7 @@ class HttpContender(ChildOwner):
         url = self.serve(model)
         target = msgspec.structs.replace(parse_url(url), ignores_eos=self.ignores_eos)
         try:
-            self._known = run_async(get_acquainted(target, needs_ids=False))
+            self._server_info = run_async(probe_server(target, needs_ids=False))
         except BenchError as error:
             raise Unavailable(error.message) from error
 
@@ -70,7 +67,7 @@ class HttpContender(ChildOwner):
 
     def answer(self, load: Load, num_requests: int) -> Summary:
         """What a client sees of `num_requests`, as many at once as the load has streams."""
-        assert self._known is not None, "it is started"
+        assert self._server_info is not None, "it is started"
         with TemporaryDirectory() as folder:
             dataset = Path(folder) / "prompts.jsonl"
             write_dataset(dataset, load)
@@ -81,8 +78,10 @@ class HttpContender(ChildOwner):
                 dataset=dataset,
                 timeout_s=ANSWER_TIMEOUT_S,
             )
-            [result] = run_shares(make_plan(self._known, options, load.number), num_processes=1)
-        summary = summarize(result.outcomes, result.ended_at - result.started_at)
+            [result] = run_shares(
+                make_plan(self._server_info, options, load.number), num_processes=1
+            )
+        summary = summarize(result.requests, result.ended_at - result.started_at)
         if summary.errors:
             raise Unavailable(f"{self.name} failed: {', '.join(summary.errors)}")
         return summary
@@ -114,7 +113,7 @@ class HttpContender(ChildOwner):
 async def _answers(client: BenchClient, path: str) -> bool:
     try:
         status, _ = await client.fetch("GET", path)
-    except (OSError, TimeoutError, ConnectionEnded):
+    except (OSError, TimeoutError, ConnectionClosed):
         return False
     return status == 200
 

@@ -1,8 +1,7 @@
-"""What a run consists of: its parts in order of weight, each with the time that it may take.
+"""The parts of a run, the most important first, each with its time budget.
 
-The whole stays within half an hour, after models and environments have been made. A part that what
-is left does not suffice for is left out and named, so the first ones are those that matter most;
-those that are certain fit even when each takes all of its time.
+All parts together fit into half an hour, once models and environments exist. A part for which too
+little time is left is skipped, and the report names it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from benchmarks.side_by_side.contender import Contender, Unavailable
 from benchmarks.side_by_side.deepinfer_http import DeepInfer
 from benchmarks.side_by_side.hf_transformers import Transformers
 from benchmarks.side_by_side.llama_cpp import LlamaCpp
-from benchmarks.side_by_side.models import ONE_LAYER, SHAPED, make_draft_pairs, make_model
+from benchmarks.side_by_side.models import ONE_LAYER, SHAPED, make_model
 from benchmarks.side_by_side.report import Part
 from benchmarks.side_by_side.rounds import Level, Say
 from benchmarks.side_by_side.start_up import measure_start
@@ -156,49 +155,7 @@ def quote_disconnects(setup: Setup, budget_s: float) -> Part:
     return quote_script("Clients that go away", "disconnects.py", options, budget_s)
 
 
-def quote_large_bodies(setup: Setup, budget_s: float) -> Part:
-    options = ["--seconds", "0.5" if setup.is_quick else "3"]
-    return quote_script("Large requests beside a stream", "large_bodies.py", options, budget_s)
-
-
-def quote_growth(setup: Setup, budget_s: float) -> Part:
-    engine = make_model(SHAPED, setup.models).engine
-    options = ["--output", os.path.relpath(setup.folder / "growth"), "--runs", "1"]
-    options += ["--engine", os.path.relpath(engine)]
-    if setup.is_quick:
-        options += ["--only", "engines", "--engines", "1"]
-    return quote_script("What more of everything costs", "growth.py", options, budget_s)
-
-
-def quote_settings(setup: Setup, budget_s: float) -> Part:
-    engine = make_model(SHAPED, setup.models).engine
-    options = ["--output", os.path.relpath(setup.folder / "settings")]
-    options += ["--engine", os.path.relpath(engine), "--repetitions"]
-    options += ["1", "--only", "1 thread"] if setup.is_quick else ["3"]
-    return quote_script(
-        "What settings of the CPU engine give", "cpu_settings.py", options, budget_s
-    )
-
-
-def quote_speculation(setup: Setup, budget_s: float) -> Part:
-    pairs = Path(os.path.relpath(make_draft_pairs(setup.models)))
-    size = ["--batch-sizes", "1", "--trials", "1"] if setup.is_quick else ["--trials", "3"]
-    runs = {
-        "Prompt lookup": [str(pairs / "sample"), "--exact"],
-        "A draft that is always right": [str(pairs / "engine"), "--draft", str(pairs / "right")],
-        "A draft that is always wrong": [str(pairs / "engine"), "--draft", str(pairs / "wrong")],
-    }
-    end_at = time.monotonic() + budget_s
-    quoted = {
-        name: quote_script(name, "speculation.py", [*options, *size], end_at - time.monotonic())
-        for name, options in runs.items()
-    }
-    text = "\n\n".join(f"{name}: {part.text}" for name, part in quoted.items())
-    figures = {name: part.figures for name, part in quoted.items()}
-    return Part(title="Speculative decoding", text=text, figures=figures)
-
-
-CERTAIN = (
+STEPS = (
     Step("http", 480, compare_http),
     Step("peers", 600, compare_peers),
     Step("events", 130, compare_events),
@@ -208,19 +165,11 @@ CERTAIN = (
     Step("latency", 90, measure_latency),
     Step("quality", 120, quote_quality),
     Step("disconnects", 60, quote_disconnects),
-    Step("bodies", 45, quote_large_bodies),
 )
-WHERE_TIME_IS_LEFT = (  # on a machine that is quick enough
-    Step("growth", 270, quote_growth),
-    Step("settings", 470, quote_settings),
-    Step("speculation", 300, quote_speculation),
-)
-STEPS = CERTAIN + WHERE_TIME_IS_LEFT
 
 
 def prepare(setup: Setup) -> None:
     """What is made on first use and kept: it takes no part of a run's time."""
-    make_draft_pairs(setup.models)
     for recipe, peers in ((SHAPED, setup.peers), (ONE_LAYER, setup.servers)):
         setup.say(f"preparing {recipe.name}, where it is not yet")
         model = make_model(recipe, setup.models)

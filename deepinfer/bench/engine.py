@@ -1,44 +1,98 @@
-"""An engine's own rates: an engine process is asked for tokens, without text and without HTTP.
+"""An engine's own rates, without text and without HTTP, beside the limits of this machine.
 
-A trial submits a batch of random prompts together. Prefill is timed from there until each has its
-first token; decoding from then until the first answer ends, while all of them run.
+A trial submits a batch of random prompts together. Prefill lasts from there until every sequence
+has its first token. Decoding lasts from then until the first answer ends, so that all of them run.
+
+The limits are a roofline and no forecast. A decoding step reads every weight once and the cache of
+every sequence, and multiplies each weight with each sequence; it takes at least the longer of the
+two. Prefill is limited by the arithmetic only. All weights of a mixture of experts count, so its
+limit is too low.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from random import Random
 from statistics import median
 
 import msgspec
 
-from deepinfer.bench.bounds import Bounds, find_bounds, read_work
 from deepinfer.bench.machine import MachineRates
 from deepinfer.engine import EngineOptions
 from deepinfer.errors import BenchError, RequestError
 from deepinfer.generation import GenerationRequest, SamplingParams
-from deepinfer.manifest import EngineFolder, EngineManifest
+from deepinfer.manifest import PAYLOAD_DIR, EngineFolder, EngineManifest
 from deepinfer.runtime.client import EngineClient
+from deepinfer.terminal import format_bytes
 
 SCHEMA_VERSION = 1
+FLOPS_PER_PARAMETER = 2  # a multiplication and an addition
+HEADERS = (
+    *("BATCH", "PROMPT", "PREFILL TOKENS/S", "OF LIMIT", "DECODE TOKENS/S", "OF LIMIT"),
+    "SPREAD OF DECODE",
+)
+
+
+class EngineSize(msgspec.Struct, frozen=True, kw_only=True):
+    """What a decoding step reads and multiplies."""
+
+    weight_bytes: int
+    num_parameters: int
+    kv_bytes_per_token: int
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """Limits in tokens per second, over all sequences."""
+
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+
+
+def read_engine_size(manifest: EngineManifest) -> EngineSize:
+    """Counts the payload without the tokenizers that some backends keep there."""
+    sizes = [
+        record.size_bytes
+        for path, record in manifest.files.items()
+        if path.startswith(f"{PAYLOAD_DIR}/") and "tokenizer" not in path
+    ]
+    return EngineSize(
+        weight_bytes=sum(sizes),
+        num_parameters=manifest.model.num_parameters,
+        kv_bytes_per_token=manifest.kv_bytes_per_token,
+    )
+
+
+def compute_bounds(
+    size: EngineSize, rates: MachineRates, batch_size: int, context_len: int
+) -> Bounds | None:
+    """`context_len` is the tokens in each sequence's cache. None for an engine without weights."""
+    if not size.weight_bytes or not size.num_parameters:
+        return None
+    cache_bytes = batch_size * context_len * size.kv_bytes_per_token
+    memory_s = (size.weight_bytes + cache_bytes) / rates.read_bytes_per_s
+    flops_per_token = FLOPS_PER_PARAMETER * size.num_parameters
+    compute_s = batch_size * flops_per_token / rates.gemm_flops
+    return Bounds(
+        prefill_tokens_per_s=rates.gemm_flops / flops_per_token,
+        decode_tokens_per_s=batch_size / max(memory_s, compute_s),
+    )
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """Tokens a second, of all sequences together."""
+    """Rates in tokens per second, over all sequences."""
 
     prefill_tokens_per_s: float
-    decode_tokens_per_s: float | None  # None when all ended in the step that began the last one
+    decode_tokens_per_s: float | None  # None if all ended in the first step of decoding
 
 
 class Point(msgspec.Struct, frozen=True):
-    """Medians over the trials of one batch size and one length of prompts."""
+    """The trials of one batch size and prompt length, and their medians."""
 
     batch_size: int
     prompt_len: int
     trials: tuple[Trial, ...]
-    bounds: Bounds | None  # None where they are not known
+    bounds: Bounds | None  # None if unknown
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -61,7 +115,7 @@ class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
     machine: MachineRates | None
     points: tuple[Point, ...]
-    skipped: tuple[str, ...]  # what the engine has no room for, and why
+    skipped: tuple[str, ...]  # batches that do not fit, and why
 
 
 class EngineBenchPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +128,7 @@ class EngineBenchPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """Batch size and length of prompts of each point."""
+        """Batch size and prompt length of each point."""
         return [(size, length) for length in self.prompt_lens for size in self.batch_sizes]
 
 
@@ -84,25 +138,33 @@ async def bench_engine(
     machine: MachineRates | None,
     report: Callable[[str], None],
 ) -> EngineReport:
-    """Raises BackendError when the engine does not load, BenchError when it fails later."""
+    """Raises BackendError if the engine does not load, BenchError if it fails later.
+
+    `report` receives progress messages.
+    """
     manifest = engine.manifest
-    work = read_work(manifest)
+    size = read_engine_size(manifest)
     points, skipped = [], []
-    async with _running(engine, plan) as client:
+    client = EngineClient(engine, EngineOptions(num_threads=plan.num_threads, resume_attempts=0))
+    await client.start()
+    try:
+        await client.wait_ready()
         for batch_size, prompt_len in plan.shapes:
-            if reason := _refuse(client, batch_size, prompt_len + plan.output_tokens):
+            if reason := _find_misfit(client, batch_size, prompt_len + plan.output_tokens):
                 skipped.append(f"{batch_size} x {prompt_len}: {reason}")
                 continue
             report(f"measuring {batch_size} x {prompt_len}")
             trials = await _run_trials(client, plan, batch_size, prompt_len)
             context_len = prompt_len + plan.output_tokens // 2  # in the middle of the answer
-            bounds = find_bounds(work, machine, batch_size, context_len) if machine else None
+            bounds = compute_bounds(size, machine, batch_size, context_len) if machine else None
             points.append(Point(batch_size, prompt_len, trials, bounds))
+    finally:
+        await client.close(timeout_s=0)
     return EngineReport(
         engine=manifest.name,
         backend=f"{manifest.backend.name} {manifest.backend.version}",
         precision=manifest.precision,
-        weight_bytes=work.weight_bytes,
+        weight_bytes=size.weight_bytes,
         output_tokens=plan.output_tokens,
         machine=machine,
         points=tuple(points),
@@ -110,25 +172,14 @@ async def bench_engine(
     )
 
 
-@asynccontextmanager
-async def _running(engine: EngineFolder, plan: EngineBenchPlan) -> AsyncIterator[EngineClient]:
-    client = EngineClient(engine, EngineOptions(num_threads=plan.num_threads, resume_attempts=0))
-    await client.start()
-    try:
-        await client.wait_ready()
-        yield client
-    finally:
-        await client.close(timeout_s=0)
-
-
-def _refuse(client: EngineClient, batch_size: int, total_len: int) -> str | None:
-    """Why a batch does not fit, so that what is measured is one batch and not several in turn."""
+def _find_misfit(client: EngineClient, batch_size: int, total_len: int) -> str | None:
+    """Why the engine cannot run the whole batch at once; None if it can."""
     limits, capacity = client.manifest.limits, client.capacity
-    assert capacity is not None, "it is ready"
+    assert capacity is not None, "the engine is ready"
     if batch_size > limits.max_batch_size:
-        return f"the engine takes {limits.max_batch_size} sequences at once"
+        return f"the engine accepts at most {limits.max_batch_size} sequences"
     if total_len > limits.max_seq_len:
-        return f"the engine takes {limits.max_seq_len:,} tokens a sequence"
+        return f"the engine accepts at most {limits.max_seq_len:,} tokens per sequence"
     if batch_size * capacity.blocks_for(total_len) > capacity.num_blocks:
         return f"the KV cache holds {capacity.num_tokens:,} tokens"
     return None
@@ -139,11 +190,11 @@ async def _run_trials(
 ) -> tuple[Trial, ...]:
     trials = []
     for number in range(plan.num_trials + 1):
-        # New prompts each time: a prefix cache must not answer for the engine.
+        # New prompts each time, which the prefix cache does not know.
         rng = Random(f"{plan.seed}:{batch_size}:{prompt_len}:{number}")
         requests = make_requests(client.manifest, rng, batch_size, prompt_len, plan.output_tokens)
         trial = await _run_trial(client, requests)
-        if number:  # the first one warms up
+        if number > 0:  # the first trial is the warm-up
             trials.append(trial)
     return tuple(trials)
 
@@ -175,16 +226,16 @@ async def _run_trial(client: EngineClient, requests: Sequence[GenerationRequest]
             for chunk in chunks:
                 if chunk.message is not None:
                     raise BenchError(f"the engine failed: {chunk.message}")
-                clock.note(chunk.request_id, len(chunk.token_ids), now)
+                clock.add_tokens(chunk.request_id, len(chunk.token_ids), now)
             if any(chunk.finish_reason for chunk in chunks):
                 clock.end(now)
     except RequestError as error:
-        raise BenchError(f"the engine gave up: {error.message}") from error
+        raise BenchError(f"the engine failed: {error.message}") from error
     return clock.trial(sum(len(request.prompt_token_ids) for request in requests))
 
 
 class TrialClock:
-    """When the prompts were all read, and how many tokens came from then to the first end."""
+    """Times of one trial: the end of prefill, the first end of an answer, the tokens between."""
 
     def __init__(self, request_ids: set[str], started_at: float) -> None:
         self._without_token = request_ids
@@ -193,8 +244,8 @@ class TrialClock:
         self._ended_at: float | None = None
         self._num_decoded = 0
 
-    def note(self, request_id: str, num_tokens: int, at: float) -> None:
-        """Tokens of one request came; those of a wake-up all have the same moment."""
+    def add_tokens(self, request_id: str, num_tokens: int, at: float) -> None:
+        """Record tokens of one request; all chunks of one engine step have the same `at`."""
         if self._without_token:
             self._without_token.discard(request_id)
             if not self._without_token:
@@ -203,7 +254,7 @@ class TrialClock:
             self._num_decoded += num_tokens
 
     def end(self, at: float) -> None:
-        """Some request ended; what comes later is of a smaller batch."""
+        """Record that a request ended; later tokens are of a smaller batch and do not count."""
         if self._ended_at is None:
             self._ended_at = at
 
@@ -214,3 +265,39 @@ class TrialClock:
             prefill_tokens_per_s=num_prompt_tokens / (self._prefilled_at - self._started_at),
             decode_tokens_per_s=self._num_decoded / decoding_s if decoding_s > 0 else None,
         )
+
+
+def engine_overview(report: EngineReport) -> list[tuple[str, str]]:
+    """Rows about the engine and the machine."""
+    rows = [
+        ("engine", f"{report.engine} ({report.precision}, {report.backend})"),
+        ("weights", format_bytes(report.weight_bytes)),
+    ]
+    if (machine := report.machine) is not None:
+        rows += [
+            ("memory, read", f"{machine.read_bytes_per_s / 1e9:.1f} GB/s"),
+            ("memory, copied", f"{machine.copy_bytes_per_s / 1e9:.1f} GB/s, both ways together"),
+            ("matrix products", f"{machine.gemm_flops / 1e9:.0f} GFLOP/s in float32"),
+            ("threads", str(machine.num_threads)),
+        ]
+    return rows
+
+
+def point_row(point: Point) -> tuple[str, ...]:
+    """A row under HEADERS; it ends with the slowest and the fastest trial of decoding."""
+    bounds, decode = point.bounds, point.decode_tokens_per_s
+    rates = [trial.decode_tokens_per_s for trial in point.trials]
+    known = [rate for rate in rates if rate is not None]
+    return (
+        str(point.batch_size),
+        str(point.prompt_len),
+        f"{point.prefill_tokens_per_s:.1f}",
+        _share(point.prefill_tokens_per_s, bounds.prefill_tokens_per_s if bounds else None),
+        "-" if decode is None else f"{decode:.1f}",
+        _share(decode, bounds.decode_tokens_per_s if bounds else None),
+        f"{min(known):.1f} to {max(known):.1f}" if known else "-",
+    )
+
+
+def _share(rate: float | None, bound: float | None) -> str:
+    return "-" if rate is None or not bound else f"{rate / bound:.0%}"

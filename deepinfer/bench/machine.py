@@ -1,7 +1,7 @@
-"""What this CPU can do at most: bytes a second from memory, and products a second of matrices.
+"""The limits of this CPU: memory bandwidth and matrix multiplication, measured with numpy.
 
-Measured in a process of its own, `python -m deepinfer.bench.machine`, because the library that
-multiplies matrices reads its number of threads when it is loaded. numpy is needed for both.
+`python -m deepinfer.bench.machine` is the process that measures. It is a separate one, because BLAS
+libraries read their number of threads once, when they are loaded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import msgspec
 from deepinfer.device import read_machine
 from deepinfer.errors import BenchError
 
-# Far above any cache, and no more than a quarter of what the process may take.
+# Far above any cache, and at most a quarter of the available memory.
 ARRAY_BYTES = 2**30
 MAX_MEMORY_SHARE = 0.25
 GEMM_SIZE = 2048
@@ -28,20 +28,20 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 
 class MachineRates(msgspec.Struct, frozen=True, kw_only=True):
-    """The best of several trials each."""
+    """The best of NUM_TRIALS each."""
 
     num_threads: int
-    read_bytes_per_s: float  # every byte read once, as the weights are in a step
-    copy_bytes_per_s: float  # bytes read and bytes written, both counted
+    read_bytes_per_s: float  # reads every byte once, as a decoding step does
+    copy_bytes_per_s: float  # counts bytes read and bytes written
     gemm_flops: float  # float32
 
 
 def measure_machine(num_threads: int) -> MachineRates:
-    """Takes seconds, in which the machine should do nothing else. Raises BenchError."""
+    """Takes seconds, during which the machine should be idle. Raises BenchError."""
     if find_spec("numpy") is None:
         raise BenchError(
             "measuring this machine needs numpy, which is not installed",
-            hint="`pip install 'deepinfer[openvino]'` brings it; `--rates-only` goes without",
+            hint="`pip install 'deepinfer[openvino]'` installs it; `--rates-only` does not need it",
         )
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(num_threads))
     done = subprocess.run(
@@ -50,12 +50,12 @@ def measure_machine(num_threads: int) -> MachineRates:
         stdout=subprocess.PIPE,
     )
     if done.returncode != 0:
-        raise BenchError("the measurement of this machine failed; its last words are above")
+        raise BenchError("the measurement of this machine failed; its output is above")
     return msgspec.json.decode(done.stdout, type=MachineRates)
 
 
 def measure(num_threads: int) -> MachineRates:
-    """In this process, which must have been started for so many threads."""
+    """Measure in this process, whose environment must already set this number of threads."""
     import numpy as np
 
     num_bytes = min(ARRAY_BYTES, int(read_machine().available_memory_bytes * MAX_MEMORY_SHARE))
@@ -82,15 +82,14 @@ def measure(num_threads: int) -> MachineRates:
 
 
 def _best_s(work: Callable[[], object]) -> float:
-    """The shortest of several times; the first, in which memory is mapped, does not count."""
+    """The shortest of NUM_TRIALS times, after a run that maps the memory."""
     work()
-    return min(_time_s(work) for _ in range(NUM_TRIALS))
-
-
-def _time_s(work: Callable[[], object]) -> float:
-    started_at = time.perf_counter()
-    work()
-    return time.perf_counter() - started_at
+    times = []
+    for _ in range(NUM_TRIALS):
+        started_at = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started_at)
+    return min(times)
 
 
 if __name__ == "__main__":

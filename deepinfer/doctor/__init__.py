@@ -1,1 +1,1 @@
-"""What works on this machine and what does not: a finding for each thing that DeepInfer needs."""
+"""`deepinfer doctor`: checks of what works on this machine, each with a finding."""

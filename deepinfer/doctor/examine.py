@@ -1,7 +1,7 @@
-"""Looking at this machine: the one place of the doctor that does, and that puts findings in order.
+"""Examines this machine and runs all checks in order.
 
-Every check is a function of what was seen, so that it can be tried on made-up machines. The doctor
-changes nothing, and loads libraries in other processes only.
+A check is a function of what was read here, so that tests can run it on other machines. The doctor
+changes nothing, and loads libraries in child processes only.
 """
 
 from __future__ import annotations
@@ -14,12 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from deepinfer.device import GpuReading, query_gpus, read_cpu, read_memory
-from deepinfer.doctor.cpu import check_cpu, check_openvino, probe_openvino
-from deepinfer.doctor.engines import check_engines
 from deepinfer.doctor.finding import Device, Finding, Report, Status
-from deepinfer.doctor.gpu import check_gpus
-from deepinfer.doctor.libraries import check_libraries, own_requirements
-from deepinfer.doctor.nvidia import (
+from deepinfer.doctor.gpu import (
+    check_gpus,
     check_loading,
     check_tensorrt_llm,
     check_torch,
@@ -27,15 +24,21 @@ from deepinfer.doctor.nvidia import (
     probe_torch,
     try_loading_groups,
 )
-from deepinfer.doctor.system import (
+from deepinfer.doctor.machine import (
+    check_cpu,
     check_disk,
+    check_engines,
+    check_libraries,
     check_memory,
     check_open_files,
+    check_openvino,
     check_port,
     check_python,
     find_port_obstacle,
     hub_cache_dir,
     measure_space,
+    own_requirements,
+    probe_openvino,
 )
 from deepinfer.trtllm_libraries import try_loading
 from deepinfer.trtllm_release import installed_version
@@ -44,11 +47,7 @@ NO_OPENVINO = Finding("OpenVINO", Status.OK, "not installed; engines run on the 
 
 
 def examine(engine_dir: Path, port: int) -> Report:
-    """Look at this machine.
-
-    Takes seconds, or half a minute where TensorRT-LLM is, most of it to load libraries in other
-    processes.
-    """
+    """Takes seconds; half a minute with TensorRT-LLM, whose libraries child processes load."""
     cpu, gpus = read_cpu(), query_gpus()
     device = choose_device(installed_version)
     total_bytes, available_bytes = read_memory()
@@ -71,7 +70,7 @@ def examine(engine_dir: Path, port: int) -> Report:
 
 
 def choose_device(version_of: Callable[[str], str | None]) -> Device:
-    """The GPU where TensorRT-LLM is the only backend, as in its container; else the CPU."""
+    """The GPU if TensorRT-LLM is the only backend, as in its container; otherwise the CPU."""
     has_tensorrt_llm = version_of("tensorrt-llm") is not None
     has_openvino = version_of("openvino-genai") is not None
     return Device.GPU if has_tensorrt_llm and not has_openvino else Device.CPU
@@ -84,5 +83,5 @@ def check_gpu_libraries(gpus: GpuReading, device: Device) -> Iterator[Finding]:
         yield check_torch(probe_torch(), gpus.gpus, device)
     if gpus.gpus or device is Device.GPU:
         groups = library_groups(installed_version)
-        outcomes = try_loading_groups(groups, installed_version, try_loading)
-        yield from check_loading(groups, outcomes, device)
+        load_errors = try_loading_groups(groups, installed_version, try_loading)
+        yield from check_loading(groups, load_errors, device)

@@ -1,8 +1,4 @@
-"""A finding: one thing that was looked at, how it is, and what to do about it.
-
-FAILED means that the main job of this machine, serving on the report's device, cannot work.
-Nothing here knows what is looked at.
-"""
+"""The result of one check, and the report of all of them."""
 
 from __future__ import annotations
 
@@ -11,13 +7,15 @@ from enum import StrEnum
 
 
 class Status(StrEnum):
+    """FAILED means that this machine cannot serve engines on the report's device."""
+
     OK = "ok"
     WARNING = "warning"
     FAILED = "failed"
 
 
 class Device(StrEnum):
-    """Where this machine serves engines."""
+    """The kind of device on which this machine serves engines."""
 
     CPU = "CPU"
     GPU = "GPU"
@@ -28,7 +26,7 @@ class Finding:
     topic: str
     status: Status
     seen: str
-    advice: str | None = None  # the one thing to do; None when there is nothing to do
+    advice: str | None = None  # the one thing to do; None if nothing is to be done
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,6 @@ class Report:
         return all(finding.status is not Status.FAILED for finding in self.findings)
 
 
-def gpu_trouble(device: Device) -> Status:
-    """How bad it is that a GPU cannot be used, on a machine that serves on `device`."""
+def gpu_problem_status(device: Device) -> Status:
+    """The status of an unusable GPU on a machine that serves on `device`."""
     return Status.FAILED if device is Device.GPU else Status.WARNING

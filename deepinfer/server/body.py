@@ -24,7 +24,7 @@ from deepinfer.validation import show_value
 logger = logging.getLogger(__name__)
 
 # Above it JSON is parsed in a thread. That helps as far as Python's lock is passed on, which
-# happens between fields and not within them; benchmarks/large_bodies.py has the figures.
+# happens between fields and not within them; docs/reliability.md has the figures.
 # The C library keeps memory for each such thread: with bodies of a megabyte some 150 MiB for them
 # all, after which it is flat; MALLOC_ARENA_MAX=2 halves that.
 INLINE_BYTES = 32 * 1024

@@ -1,4 +1,4 @@
-"""A server that says exactly the bytes it is told to, well or badly behaved, one list a request."""
+"""A server that sends scripted bytes, well or badly behaved; one list per request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from deepinfer.bench.target import Target, parse_url
+from deepinfer.bench.client import Target, parse_url
 
 OK = b"HTTP/1.1 200 OK\r\n"
 STREAM_HEAD = OK + b"content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -1,17 +1,29 @@
-"""The client says what became of a request, whatever a server does to it."""
+"""The benchmark's client against a scripted server, and its reading of event streams."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import Sequence
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from deepinfer.bench.client import BenchClient
-from deepinfer.bench.outcome import Outcome
-from deepinfer.bench.target import Prompt, Target, parse_url
+from deepinfer.bench.client import (
+    CHAT_OUTPUT,
+    COMPLETION_OUTPUT,
+    BenchClient,
+    EventReader,
+    Prompt,
+    RequestResult,
+    Target,
+    parse_url,
+)
+from deepinfer.generation import FinishReason, Usage
+from deepinfer.server.sse import ChatEvents, CompletionEvents
 from tests.bench.scripted import (
     CUT,
     DONE,
@@ -32,20 +44,22 @@ GOOD = stream(text_event("a"), text_event("b"), usage_event(5, 2), DONE)
 LONG_BODY = b'{"choices": [{"text": "ab"}], "usage": {"prompt_tokens": 5, "completion_tokens": 2}}'
 
 
-def ask(*answers: Sequence[bytes], timeout_s: float = DEADLINE_S, **target: object) -> Outcome:
+def ask(
+    *answers: Sequence[bytes], timeout_s: float = DEADLINE_S, **target: object
+) -> RequestResult:
     return ask_all(*answers, timeout_s=timeout_s, **target)[-1]
 
 
 def ask_all(
     *answers: Sequence[bytes], timeout_s: float = DEADLINE_S, **target: object
-) -> list[Outcome]:
+) -> list[RequestResult]:
     """One request an answer, one after the other."""
 
-    async def run() -> list[Outcome]:
+    async def run() -> list[RequestResult]:
         async with scripted(*answers) as (_, place):
             client = BenchClient(msgspec.structs.replace(place, **target), timeout_s=timeout_s)
             try:
-                return [await client.ask(PROMPT) for _ in answers]
+                return [await client.send(PROMPT) for _ in answers]
             finally:
                 client.close()
 
@@ -53,47 +67,47 @@ def ask_all(
 
 
 def test_tokens_are_counted_by_usage_where_there_is_one() -> None:
-    outcome = ask(stream(text_event("three tokens at once"), usage_event(5, 3), DONE))
-    assert (outcome.error, outcome.output_tokens, outcome.counted_by) == (None, 3, "usage")
-    assert (outcome.prompt_tokens, outcome.num_events) == (5, 1)
+    result = ask(stream(text_event("three tokens at once"), usage_event(5, 3), DONE))
+    assert (result.error, result.output_tokens, result.counted_by) == (None, 3, "usage")
+    assert (result.prompt_tokens, result.num_events) == (5, 1)
 
 
 def test_tokens_are_counted_by_events_where_there_is_no_usage() -> None:
-    outcome = ask(stream(text_event("a"), text_event("b"), DONE))
-    assert (outcome.error, outcome.output_tokens, outcome.counted_by) == (None, 2, "events")
-    assert outcome.prompt_tokens is None
+    result = ask(stream(text_event("a"), text_event("b"), DONE))
+    assert (result.error, result.output_tokens, result.counted_by) == (None, 2, "events")
+    assert result.prompt_tokens is None
 
 
 def test_times_of_a_stream_are_in_order() -> None:
-    outcome = ask(GOOD)
-    assert outcome.ttft_s is not None
-    assert 0 < outcome.ttft_s <= outcome.latency_s
-    assert len(outcome.gaps_s) == 1 and outcome.gaps_s[0] >= 0
+    result = ask(GOOD)
+    assert result.ttft_s is not None
+    assert 0 < result.ttft_s <= result.latency_s
+    assert len(result.gaps_s) == 1 and result.gaps_s[0] >= 0
 
 
 def test_answer_in_one_piece_has_tokens_and_no_first_token() -> None:
-    outcome = ask(whole(LONG_BODY), is_streaming=False)
-    assert (outcome.error, outcome.output_tokens, outcome.counted_by) == (None, 2, "usage")
-    assert outcome.ttft_s is None and outcome.gaps_s == []
+    result = ask(whole(LONG_BODY), is_streaming=False)
+    assert (result.error, result.output_tokens, result.counted_by) == (None, 2, "usage")
+    assert result.ttft_s is None and result.gaps_s == []
 
 
 def test_answer_in_one_piece_without_usage_has_no_count() -> None:
-    outcome = ask(whole(b'{"choices": [{"text": "ab"}]}'), is_streaming=False)
-    assert (outcome.error, outcome.output_tokens, outcome.counted_by) == (None, None, "nothing")
+    result = ask(whole(b'{"choices": [{"text": "ab"}]}'), is_streaming=False)
+    assert (result.error, result.output_tokens, result.counted_by) == (None, None, "nothing")
 
 
 @pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\n"], ids=["CRLF", "LF"])
 def test_chunks_need_not_be_events(end: bytes) -> None:
     data = text_event("a", end) + text_event("b", end) + b"data: [DONE]" + end
     pieces = [chunk(data[i : i + 7]) for i in range(0, len(data), 7)]
-    outcome = ask([STREAM_HEAD, *pieces, b"0\r\n\r\n"])
-    assert (outcome.error, outcome.output_tokens) == (None, 2)
+    result = ask([STREAM_HEAD, *pieces, b"0\r\n\r\n"])
+    assert (result.error, result.output_tokens) == (None, 2)
 
 
 def test_bytes_may_come_one_by_one() -> None:
     raw = b"".join(GOOD)
-    outcome = ask([raw[i : i + 1] for i in range(len(raw))])
-    assert (outcome.error, outcome.output_tokens) == (None, 2)
+    result = ask([raw[i : i + 1] for i in range(len(raw))])
+    assert (result.error, result.output_tokens) == (None, 2)
 
 
 def test_stream_that_ends_with_its_connection_is_whole() -> None:
@@ -120,8 +134,8 @@ def test_stream_that_ends_with_its_connection_is_whole() -> None:
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_what_goes_wrong_has_a_name(answer: list[bytes], error: str) -> None:
-    outcome = ask(answer)
-    assert outcome.error == error
+    result = ask(answer)
+    assert result.error == error
 
 
 def test_server_that_says_nothing_more_is_given_up() -> None:
@@ -132,38 +146,38 @@ def test_nobody_at_the_address_is_connection_refused() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         target = parse_url(f"http://127.0.0.1:{unused.getsockname()[1]}")
-        outcome = asyncio.run(BenchClient(target, timeout_s=DEADLINE_S).ask(PROMPT))
-    assert outcome.error == "connection_refused"
+        result = asyncio.run(BenchClient(target, timeout_s=DEADLINE_S).send(PROMPT))
+    assert result.error == "connection_refused"
 
 
 def test_error_is_followed_by_a_good_answer_on_the_same_client() -> None:
-    outcomes = ask_all([*GOOD[:2], CUT], GOOD, whole(b"{}", "503 Unavailable"), GOOD)
-    errors = [outcome.error for outcome in outcomes]
+    results = ask_all([*GOOD[:2], CUT], GOOD, whole(b"{}", "503 Unavailable"), GOOD)
+    errors = [result.error for result in results]
     assert errors == ["closed_mid_answer", None, "http_503", None]
 
 
 async def test_connection_is_used_again() -> None:
     async with scripted(GOOD, GOOD, GOOD) as (server, target):
         client = BenchClient(target, timeout_s=DEADLINE_S)
-        outcomes = [await client.ask(PROMPT) for _ in range(3)]
+        results = [await client.send(PROMPT) for _ in range(3)]
         client.close()
-        assert [outcome.error for outcome in outcomes] == [None] * 3
+        assert [result.error for result in results] == [None] * 3
         assert server.num_connections == 1
 
 
 async def test_connection_that_the_server_let_go_is_replaced() -> None:
     async with scripted(GOOD, [CUT], GOOD) as (server, target):
         client = BenchClient(target, timeout_s=DEADLINE_S)
-        outcomes = [await client.ask(PROMPT) for _ in range(2)]
+        results = [await client.send(PROMPT) for _ in range(2)]
         client.close()
-        assert [outcome.error for outcome in outcomes] == [None, None]
+        assert [result.error for result in results] == [None, None]
         assert server.num_connections == 2
 
 
 async def test_open_loop_counts_from_when_a_request_was_due() -> None:
     async with scripted(GOOD) as (_, target):
         client = BenchClient(target, timeout_s=DEADLINE_S)
-        late = await client.ask(PROMPT, due_at=0.0)
+        late = await client.send(PROMPT, due_at=0.0)
         client.close()
         assert late.started_at == 0.0 and late.latency_s == late.ended_at
 
@@ -222,3 +236,98 @@ def test_what_is_no_address_is_refused(url: str) -> None:
 
     with pytest.raises(ConfigError):
         parse_url(url)
+
+
+STREAM = text_event("a") + text_event("") + text_event('"text":"') + usage_event(7, 3) + DONE
+
+
+def read(*pieces: bytes, output: object = COMPLETION_OUTPUT) -> EventReader:
+    """Each piece comes a second after the one before it."""
+    reader = EventReader(output)  # type: ignore[arg-type]
+    for at, piece in enumerate(pieces):
+        reader.feed(piece, float(at))
+    reader.finish(float(len(pieces)))
+    return reader
+
+
+def test_events_with_output_are_noted_with_their_time() -> None:
+    reader = read(text_event("a"), text_event("b") + text_event("c"), DONE)
+    assert list(reader.output_at) == [0.0, 1.0, 1.0]
+    assert reader.is_done
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, len(STREAM)), max_size=8))
+def test_where_the_bytes_are_cut_makes_no_difference(cuts: list[int]) -> None:
+    places = [0, *sorted(cuts), len(STREAM)]
+    reader = read(*(STREAM[a:b] for a, b in zip(places, places[1:], strict=False)))
+    assert len(reader.output_at) == 2
+    assert reader.usage == {"prompt_tokens": 7, "completion_tokens": 3}
+    assert reader.is_done
+
+
+@settings(deadline=None)
+@given(st.text(min_size=1))
+def test_any_text_is_one_event(text: str) -> None:
+    for ascii_only in (True, False):
+        body = json.dumps({"choices": [{"text": text}]}, ensure_ascii=ascii_only)
+        data = f"data: {body}\n\n".encode(errors="surrogatepass")
+        assert len(read(data).output_at) == 1
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"], ids=["LF", "CRLF"])
+@pytest.mark.parametrize("colon", [b"data: ", b"data:"], ids=["space", "no-space"])
+def test_line_endings_and_spaces_as_servers_have_them(end: bytes, colon: bytes) -> None:
+    lines = [text_event("a", b""), b": a comment", usage_event(1, 1).strip(), b"data: [DONE]"]
+    data = b"".join(line.replace(b"data: ", colon) + end for line in lines)
+    reader = read(data)
+    assert (len(reader.output_at), reader.is_done) == (1, True)
+    assert reader.usage is not None and reader.usage["completion_tokens"] == 1
+
+
+def test_last_event_needs_no_line_break() -> None:
+    assert read(text_event("a") + DONE.strip()).is_done
+
+
+def test_stream_without_usage_has_none() -> None:
+    assert read(text_event("a"), DONE).usage is None
+
+
+def test_usage_of_null_is_none_and_the_last_one_counts() -> None:
+    events = CompletionEvents("id", 0, "m", with_usage=True, is_continuous=True)
+    data = events.delta(0, "a", None)
+    events.count(Usage(5, 1))
+    data += events.delta(0, "b", FinishReason.STOP) + events.end(Usage(5, 2))
+    reader = read(data)
+    assert reader.usage == {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
+    assert len(reader.output_at) == 2
+
+
+def test_role_and_finish_of_a_chat_are_no_output() -> None:
+    events = ChatEvents("id", 0, "m", with_usage=False)
+    data = events.role(0) + events.delta(0, "hello", None) + events.finish(0, "stop")
+    assert len(read(data, output=CHAT_OUTPUT).output_at) == 1
+
+
+@pytest.mark.parametrize("field", ["content", "reasoning_content", "reasoning", "arguments"])
+def test_each_kind_of_output_of_a_chat_counts(field: str) -> None:
+    body = json.dumps({"choices": [{"delta": {field: "x"}}]}).encode()
+    assert len(read(b"data: " + body + b"\n\n", output=CHAT_OUTPUT).output_at) == 1
+
+
+def test_error_within_a_stream_has_its_code() -> None:
+    event = b'data: {"error": {"message": "gone", "code": "engine_unavailable"}}\n\n'
+    assert read(text_event("a"), event).error_code == "engine_unavailable"
+
+
+def test_text_that_speaks_of_errors_is_no_error() -> None:
+    reader = read(text_event('{"error": {"code": 1}, "completion_tokens": 9}'))
+    assert reader.error_code is None and reader.usage is None
+    assert len(reader.output_at) == 1
+
+
+def test_line_without_end_is_given_up() -> None:
+    reader = EventReader(COMPLETION_OUTPUT)
+    with pytest.raises(ValueError):
+        for _ in range(17):
+            reader.feed(b"x" * 2**20, 0.0)

@@ -7,14 +7,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from deepinfer.bench.bounds import Bounds
-from deepinfer.bench.engine import EngineReport, Point, Trial
+from deepinfer.bench.engine import Bounds, EngineReport, Point, Trial
 from deepinfer.bench.machine import MachineRates
-from deepinfer.bench.report import Document, Load, Run
-from deepinfer.bench.summary import Goodput, Objective, Spread, Summary
+from deepinfer.bench.report import Document, Goodput, Load, Objective, Percentiles, Run, Summary
 
 PAGE = (Path(__file__).parents[2] / "docs" / "benchmarking.md").read_text(encoding="utf-8")
-SERVE = (Document, Run, Load, Summary, Spread, Goodput, Objective)
+SERVE = (Document, Run, Load, Summary, Percentiles, Goodput, Objective)
 ENGINE = (EngineReport, Point, Trial, Bounds, MachineRates)
 
 

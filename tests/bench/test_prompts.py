@@ -10,10 +10,18 @@ from statistics import fmean, median
 
 import pytest
 
-from deepinfer.bench.arrivals import arrivals
-from deepinfer.bench.corpus import Sample, read_dataset, read_words
-from deepinfer.bench.lengths import Lengths, parse_lengths, parse_list
-from deepinfer.bench.prompts import NUM_RANDOM_ITEMS, PromptMaker, PromptPlan
+from deepinfer.bench.load import arrivals
+from deepinfer.bench.prompts import (
+    NUM_RANDOM_ITEMS,
+    Lengths,
+    PromptMaker,
+    PromptPlan,
+    Sample,
+    parse_lengths,
+    parse_list,
+    read_dataset,
+    read_words,
+)
 from deepinfer.errors import ConfigError
 
 FIXED = parse_lengths("64")

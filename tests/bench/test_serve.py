@@ -9,15 +9,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from deepinfer.bench.lengths import parse_lengths
+from deepinfer.bench.client import Route, Target, parse_url
 from deepinfer.bench.load import LoadPlan, split
-from deepinfer.bench.own_server import own_server
-from deepinfer.bench.probe import get_acquainted
-from deepinfer.bench.prompts import PromptPlan
-from deepinfer.bench.report import Run
-from deepinfer.bench.serve import ServeOptions, check_options, parse_levels, run_serve
-from deepinfer.bench.summary import Objective
-from deepinfer.bench.target import Route, Target, parse_url
+from deepinfer.bench.prompts import PromptPlan, parse_lengths
+from deepinfer.bench.report import Objective, Run
+from deepinfer.bench.serve import (
+    ServeOptions,
+    check_options,
+    parse_levels,
+    probe_server,
+    run_serve,
+    start_server,
+)
 from deepinfer.errors import BenchError, ConfigError
 from tests.bench.scripted import scripted, stream, text_event, whole
 from tests.server.serving import MODEL_ID, ServerProcess, make_echo_engine, serving
@@ -110,7 +113,9 @@ def test_prompts_of_text_are_about_as_long_as_asked(server: ServerProcess) -> No
 
 
 def test_sweep_has_a_run_a_level(server: ServerProcess) -> None:
-    levels = [OPTIONS.at("concurrency", level) for level in (1, 4)] + [OPTIONS.at("rate", 100.5)]
+    levels = [OPTIONS.with_level("concurrency", level) for level in (1, 4)] + [
+        OPTIONS.with_level("rate", 100.5)
+    ]
     document = run_serve(msgspec.structs.replace(parse_url(server.url), ignores_eos=True), levels)
     assert [run.level for run in document.runs] == ["1", "4", "100.5/s"]
     assert document.model == MODEL_ID
@@ -129,7 +134,7 @@ def test_goodput_is_counted_when_there_is_an_objective(server: ServerProcess) ->
 
 def test_server_of_its_own_is_ended_with_the_benchmark(tmp_path: Path) -> None:
     make_echo_engine(tmp_path / "echo")
-    with own_server(tmp_path, None, ()) as url:
+    with start_server(tmp_path, None, ()) as url:
         assert parse_url(url).host == "127.0.0.1"
     with pytest.raises(BenchError, match="cannot reach"):
         run_serve(parse_url(url), [OPTIONS])
@@ -138,15 +143,15 @@ def test_server_of_its_own_is_ended_with_the_benchmark(tmp_path: Path) -> None:
 def test_server_that_does_not_start_says_why(tmp_path: Path) -> None:
     with (
         pytest.raises(BenchError, match=r"did not become ready: there is no engine in") as caught,
-        own_server(tmp_path, None, ()),
+        start_server(tmp_path, None, ()),
     ):
         pass
     assert caught.value.hint
 
 
-async def acquaint(target: Target, *, needs_ids: bool = False) -> tuple[Target, tuple[str, ...]]:
-    known = await get_acquainted(target, needs_ids=needs_ids)
-    return known.target, known.notes
+async def probe(target: Target, *, needs_ids: bool = False) -> tuple[Target, tuple[str, ...]]:
+    info = await probe_server(target, needs_ids=needs_ids)
+    return info.target, info.notes
 
 
 MODELS = whole(b'{"data": [{"id": "peer"}]}')
@@ -155,38 +160,38 @@ ANSWER = stream(text_event("a"))
 
 
 async def test_peer_that_takes_no_stream_options_is_asked_without() -> None:
-    refusal = whole(b'{"error": {"message": "stream_options: unknown"}}', "400 Bad Request")
+    refusal = whole(b'{"error": {"message": "stream_options: uninfo"}}', "400 Bad Request")
     usage = whole(b'{"choices": [], "usage": {"prompt_tokens": 700, "completion_tokens": 1}}')
     async with scripted(MODELS, refusal, ANSWER, NOT_FOUND, usage) as (_, place):
-        target, notes = await acquaint(place)
+        target, notes = await probe(place)
     assert (target.model, target.with_usage) == ("peer", False)
-    assert notes == ("the server takes no `stream_options`: tokens are counted by events",)
+    assert notes == ("the server does not accept `stream_options`: tokens are counted by events",)
 
 
 async def test_peer_that_counts_nothing_is_told() -> None:
     async with scripted(MODELS, ANSWER, NOT_FOUND, whole(b"{}")) as (_, place):
-        _, notes = await acquaint(place)
-    assert notes == ("the server counts no prompt tokens: 1.3 tokens a word are assumed",)
+        _, notes = await probe(place)
+    assert notes == ("the server does not count prompt tokens: assuming 1.3 tokens per word",)
 
 
 async def test_tokens_a_word_are_asked_for() -> None:
     tokens = whole(b'{"count": 1024, "tokens": [' + b",".join([b"7"] * 1024) + b"]}")
     async with scripted(MODELS, ANSWER, tokens) as (_, place):
-        known = await get_acquainted(place, needs_ids=False)
-    assert (known.tokens_per_word, known.token_ids) == (2.0, ())
+        info = await probe_server(place, needs_ids=False)
+    assert (info.tokens_per_word, info.token_ids) == (2.0, ())
 
 
 async def test_ids_need_a_server_that_tokenises() -> None:
     async with scripted(MODELS, ANSWER, NOT_FOUND) as (_, place):
         with pytest.raises(BenchError, match="needs a server with a `/tokenize` route"):
-            await acquaint(place, needs_ids=True)
+            await probe(place, needs_ids=True)
 
 
 async def test_refusal_is_in_the_words_of_the_server_with_a_way_out() -> None:
-    refusal = whole(b'{"error": {"message": "ignore_eos is not known"}}', "400 Bad Request")
+    refusal = whole(b'{"error": {"message": "ignore_eos is not info"}}', "400 Bad Request")
     async with scripted(MODELS, refusal) as (_, place):
-        with pytest.raises(BenchError, match="HTTP 400.: ignore_eos is not known") as caught:
-            await acquaint(msgspec.structs.replace(place, ignores_eos=True))
+        with pytest.raises(BenchError, match="HTTP 400.: ignore_eos is not info") as caught:
+            await probe(msgspec.structs.replace(place, ignores_eos=True))
     assert caught.value.hint and "--ignore-eos" in caught.value.hint
 
 
@@ -202,7 +207,7 @@ async def test_refusal_is_in_the_words_of_the_server_with_a_way_out() -> None:
 async def test_model_that_cannot_be_found_has_a_way_out(answer: list[bytes], hint: str) -> None:
     async with scripted(answer) as (_, place):
         with pytest.raises(BenchError) as caught:
-            await acquaint(place)
+            await probe(place)
     assert caught.value.hint and hint in caught.value.hint
 
 
@@ -246,4 +251,4 @@ def test_options_that_cannot_go_together_are_refused(options: ServeOptions, rout
 
 def test_part_of_a_stream_is_no_level() -> None:
     with pytest.raises(ConfigError):
-        OPTIONS.at("concurrency", 1.5)
+        OPTIONS.with_level("concurrency", 1.5)

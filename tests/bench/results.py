@@ -1,29 +1,28 @@
-"""Outcomes and documents by hand, for the tests of what is made of them."""
+"""Results of requests and documents by hand, for the tests of reports."""
 
 from __future__ import annotations
 
 from array import array
 
-from deepinfer.bench.outcome import Outcome
-from deepinfer.bench.report import Document, Load, Run
-from deepinfer.bench.summary import Objective, summarize
+from deepinfer.bench.client import RequestResult
+from deepinfer.bench.report import Document, Load, Objective, Run, summarize
 
 
-def outcome(
+def result(
     *output_at: float,
     started_at: float = 0.0,
     ended_at: float | None = None,
     error: str | None = None,
     **fields: object,
-) -> Outcome:
+) -> RequestResult:
     times = array("d", output_at)
     defaults: dict[str, object] = {
         "prompt_tokens": 10,
         "output_tokens": len(output_at),
-        "asked_tokens": len(output_at),
+        "max_tokens": len(output_at),
         "counted_by": "usage",
     }
-    return Outcome(
+    return RequestResult(
         started_at=started_at,
         ended_at=ended_at if ended_at is not None else (output_at or (started_at + 1.0,))[-1],
         output_at=times.tobytes(),
@@ -34,7 +33,7 @@ def outcome(
 
 def run(concurrency: int | None = 4, *, rate_per_s: float | None = None, scale: float = 1.0) -> Run:
     """Two requests whose every time is `scale` times as long."""
-    outcomes = [outcome(0.1 * scale, 0.2 * scale, 0.4 * scale), outcome(0.2 * scale, 0.3 * scale)]
+    results = [result(0.1 * scale, 0.2 * scale, 0.4 * scale), result(0.2 * scale, 0.3 * scale)]
     return Run(
         load=Load(
             route="completions",
@@ -55,7 +54,7 @@ def run(concurrency: int | None = 4, *, rate_per_s: float | None = None, scale: 
             seed=0,
             num_processes=1,
         ),
-        summary=summarize(outcomes, 1.0 * scale, Objective(ttft=1.0)),
+        summary=summarize(results, 1.0 * scale, Objective(ttft=1.0)),
         client_cpu_share=0.1,
         client_max_lag_s=0.0,
     )
