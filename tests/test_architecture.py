@@ -32,13 +32,9 @@ RECORDS = [
 ]
 LOW = [*BASE, *RECORDS]
 TEXT = ["text.*"]
-# The API process's half of the runtime, and what the engine process has of it for itself.
-CLIENT = ["runtime.wire", "runtime.client", "runtime.call"]
-CLIENT_PARTS = [
-    *("runtime.wire", "runtime.call", "runtime.connection", "runtime.flight", "runtime.hangar"),
-    *("runtime.heartbeat", "runtime.supervisor", "runtime.watchdog"),
-    *("runtime.lives", "runtime.keeper", "runtime.traffic"),
-]
+# The API process's half of the runtime.
+CLIENT = ["runtime.wire", "runtime.client", "runtime.handle"]
+CLIENT_PARTS = [*CLIENT, "runtime.resume", "runtime.supervisor"]
 
 # Module, and what of ours it may import; names are below `deepinfer`, the first match counts.
 RULES: dict[str, list[str]] = {
@@ -57,12 +53,9 @@ RULES: dict[str, list[str]] = {
     "compiler.*": [*LOW, "terminal", "compiler.*"],
     "backends.*": [*LOW, "backends.*"],
     "runtime.wire": LOW,
-    "runtime.peer": [*LOW, "runtime.wire"],
-    "runtime.turns": LOW,
-    "runtime.queue": [*LOW, "runtime.turns"],
-    "runtime.host": [*LOW, "runtime.wire", "runtime.peer", "runtime.queue", "backends.*"],
+    "runtime.queue": LOW,
+    "runtime.engine_process": [*LOW, "runtime.wire", "runtime.queue", "backends.*"],
     **{name: [*LOW, *CLIENT_PARTS] for name in CLIENT_PARTS},
-    "runtime.client": [*LOW, *CLIENT_PARTS],
     "server.*": [*LOW, *TEXT, *CLIENT, "server.*"],
     "terminal": BASE,
     "doctor.*": [*LOW, "terminal", "doctor.*"],
@@ -283,7 +276,7 @@ def test_api_process_loads_no_backend_no_compiler_and_no_library_of_models() -> 
 
 
 def test_engine_process_loads_nothing_about_text_or_http() -> None:
-    loaded = loaded_by(import_all("runtime.host"))
+    loaded = loaded_by(import_all("runtime.engine_process"))
     assert loaded & {*SERVER_LIBRARIES, "tokenizers", "jinja2", "transformers"} == set()
     assert [
         name for name in loaded if name.startswith(("deepinfer.text", "deepinfer.server"))

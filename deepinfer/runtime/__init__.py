@@ -1,1 +1,1 @@
-"""The engine process (`host`), its keeper (`keeper`), its callers (`client`), and their `wire`."""
+"""The engine process, its supervisor and its client, and the wire between them."""

@@ -89,7 +89,7 @@ class Ping(msgspec.Struct, frozen=True, tag="ping"):
 
 
 class Pong(msgspec.Struct, frozen=True, tag="pong"):
-    """The answer to a Ping, between two steps. `num_chunks` were made in this life, for anybody."""
+    """The answer to a Ping, between two steps. `num_chunks` is what this process has made."""
 
     num_chunks: int = 0
 
@@ -102,7 +102,7 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """The engine is loaded and takes requests. `pid` tells one life of it from the next."""
+    """The engine is loaded and takes requests. `pid` tells one process from the next."""
 
     capacity: Capacity
     load_s: float

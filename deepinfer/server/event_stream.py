@@ -54,7 +54,7 @@ class Source(Protocol):
 
     def deltas(self) -> AsyncGenerator[list[Delta], None]: ...
 
-    async def pour(self, sink: Callable[[list[Delta]], bool]) -> None: ...
+    async def push(self, on_deltas: Callable[[list[Delta]], bool]) -> None: ...
 
 
 class EventStream(Response):
@@ -122,7 +122,7 @@ class EventStream(Response):
             return False
 
         while not self._source.is_over:
-            await self._source.pour(push)
+            await self._source.push(push)
             if held:
                 await send(_body(held))
                 held = b""

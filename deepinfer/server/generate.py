@@ -1,7 +1,7 @@
 """The one generation path: a plan's sequences run on an engine and come back as pieces of text.
 
 Whoever collects an answer drains the same stream that others send on as it comes. Closing the
-stream cancels what still runs. A stream that is being sent may be poured: then it is written in the
+stream cancels what still runs. A stream that is being sent may be pushed: then it is written in the
 callback that brings the tokens, and nobody waits to be woken up. This module knows neither HTTP nor
 the shape of any answer.
 """
@@ -17,7 +17,7 @@ import msgspec
 
 from deepinfer.errors import InternalError, InvalidValue, RequestError
 from deepinfer.generation import FinishReason, TokenChunk, Usage
-from deepinfer.runtime.call import Call, Terms
+from deepinfer.runtime.handle import GenerationHandle, GenerationOptions
 from deepinfer.server.engines import ServedEngine
 from deepinfer.server.prepare import Choice, Plan
 from deepinfer.server.record import RequestRecord
@@ -50,7 +50,7 @@ class Generation:
         self._record = record
         self._by_request_id = {choice.request.request_id: choice for choice in plan.choices}
         self._num_unfinished = len(plan.choices)
-        self._call: Call | None = None  # while `deltas` is open
+        self._handle: GenerationHandle | None = None  # while `deltas` is open
         self._unechoed = {choice.index for choice in plan.choices if choice.echo is not None}
 
     @property
@@ -74,23 +74,23 @@ class Generation:
         Ends when every choice has had its finish reason. Raises a RequestError: before the first
         item when the engine does not take the requests, later when it fails under them.
         """
-        with self._submitted() as call:
+        with self._submitted() as handle:
             while not self.is_over:
-                yield self._advance(await call.receive())
+                yield self._advance(await handle.receive())
 
-    async def pour(self, sink: Callable[[list[Delta]], bool]) -> None:
-        """Give `sink` what each step brings, as it comes, until it returns False or all is over.
+    async def push(self, on_deltas: Callable[[list[Delta]], bool]) -> None:
+        """Call `on_deltas` with what each step brings until it returns False or all is over.
 
         For a generation whose `deltas` has yielded and is open; it ends when that is closed. Raises
-        what `sink` raises, and a RequestError when the generation fails.
+        what `on_deltas` raises, and a RequestError when the generation fails.
         """
-        assert self._call is not None, "poured before it was begun"
+        assert self._handle is not None, "pushed before it was begun"
 
         def take(chunks: list[TokenChunk]) -> bool:
-            return sink(self._advance(chunks)) and self._num_unfinished > 0
+            return on_deltas(self._advance(chunks)) and self._num_unfinished > 0
 
         if not self.is_over:
-            await self._call.pour(take)
+            await self._handle.push(take)
 
     async def collect(self) -> list[Answer]:
         """Every choice whole, in order."""
@@ -107,15 +107,15 @@ class Generation:
         ]
 
     @contextmanager
-    def _submitted(self) -> Iterator[Call]:
+    def _submitted(self) -> Iterator[GenerationHandle]:
         requests = [choice.request for choice in self._plan.choices]
         self._note_submission()
         try:
-            with self._engine.client.call(requests, self._terms()) as call:
-                self._call = call
-                yield call
+            with self._engine.client.submit(requests, self._options()) as handle:
+                self._handle = handle
+                yield handle
         finally:
-            self._call = None
+            self._handle = None
             self._note_outcome()
 
     def _advance(self, chunks: Sequence[TokenChunk]) -> list[Delta]:
@@ -168,8 +168,8 @@ class Generation:
         prompt = choice.request.prompt_token_ids
         return place_prompt(self._engine.tokenizer, prompt, chunk.prompt_log_probs)
 
-    def _terms(self) -> Terms:
-        return Terms(
+    def _options(self) -> GenerationOptions:
+        return GenerationOptions(
             tenant=self._record.key_name,
             priority=self._plan.priority,
             queue_timeout_s=self._engine.queue_timeout_s,

@@ -18,7 +18,7 @@ from deepinfer.errors import InvalidValue
 from deepinfer.generation import FinishReason, Grammar, TokenChunk
 from deepinfer.runtime import wire
 from deepinfer.runtime.client import EngineClient
-from deepinfer.runtime.lives import Kept, Lives
+from deepinfer.runtime.supervisor import EngineProcessState, SupervisedClient
 from tests.engines import make_simulated_engine
 from tests.runtime.running import collect, pid_of, raises_soon, request, running, until
 
@@ -29,18 +29,18 @@ COUNTING = {"counts": True, "step_us": 5_000}
 class ElsewhereKept:
     """Keeps an engine that somebody else starts, and knows nothing of its lives."""
 
-    lives = Lives(1)
+    lives = EngineProcessState(1)
 
     def __init__(self, socket_path: Path) -> None:
         self.socket_path = socket_path
 
-    async def start(self, kept: Kept) -> None: ...
+    async def start(self, kept: SupervisedClient) -> None: ...
 
     async def close(self) -> None: ...
 
 
 @contextmanager
-def quick_engine(path: Path, num_lives: int, *, same_pid: bool) -> Iterator[list[int]]:
+def quick_engine(path: Path, num_resubmissions: int, *, same_pid: bool) -> Iterator[list[int]]:
     """A socket that says Ready with the first byte, and ends each life after one token.
 
     Yields what grows with the number of submissions of each life.
@@ -64,7 +64,7 @@ def quick_engine(path: Path, num_lives: int, *, same_pid: bool) -> Iterator[list
                         continue
                     submissions.append(life)
                     name = message.requests[0].request_id
-                    is_last = life == num_lives - 1
+                    is_last = life == num_resubmissions - 1
                     reason = FinishReason.LENGTH if is_last else None
                     connection.sendall(
                         wire.encode(wire.Admitted((name,)))
@@ -74,7 +74,7 @@ def quick_engine(path: Path, num_lives: int, *, same_pid: bool) -> Iterator[list
                         return
 
     def serve() -> None:
-        for life in range(num_lives):
+        for life in range(num_resubmissions):
             live(life)
 
     thread = threading.Thread(target=serve, daemon=True)
@@ -133,14 +133,14 @@ async def test_message_that_cannot_be_read_ends_the_connection_and_no_request(
         answer = asyncio.create_task(collect(client, request("a", (5,), 60, ignore_eos=True)))
         await until(lambda: client.load.num_running == 1)
         faults = iter([RuntimeError("no message")])
-        deliver: Callable[[wire.Step], None] = client._traffic.on_step
+        deliver: Callable[[wire.Step], None] = client._dispatcher.on_step
 
         def stumble(message: wire.Step) -> None:
             for fault in faults:
                 raise fault
             deliver(message)
 
-        monkeypatch.setattr(client._traffic, "on_step", stumble)
+        monkeypatch.setattr(client._dispatcher, "on_step", stumble)
         assert len((await answer)["a"].token_ids) == 60
         assert client.num_restarts == 0 and client.num_ready == 2
 

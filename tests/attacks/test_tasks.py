@@ -17,7 +17,7 @@ import deepinfer
 from deepinfer import tasks
 from deepinfer.engine import EngineOptions
 from deepinfer.runtime.client import EngineClient
-from deepinfer.runtime.keeper import EngineKeeper
+from deepinfer.runtime.supervisor import EngineSupervisor
 from deepinfer.server.disconnect import CancelOnDisconnect
 from deepinfer.server.event_stream import open_stream
 from deepinfer.server.generate import Delta
@@ -50,9 +50,9 @@ def test_every_task_of_server_and_runtime_reports_its_end_or_is_awaited() -> Non
     assert found == AWAITED, "start others with deepinfer.tasks, and kill them in this file"
 
 
-def keeper_of(client: EngineClient) -> EngineKeeper:
-    assert isinstance(client.keeper, EngineKeeper)
-    return client.keeper
+def supervisor_of(client: EngineClient) -> EngineSupervisor:
+    assert isinstance(client.supervisor, EngineSupervisor)
+    return client.supervisor
 
 
 def failing_once(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, times: int = 1) -> None:
@@ -72,7 +72,7 @@ async def test_watchdog_goes_on(
 ) -> None:
     options = EngineOptions(hang_timeout_s=0.5)
     async with running(tmp_path, options, settings=COUNTING) as client:
-        failing_once(monkeypatch, keeper_of(client)._watchdog, "_find_life")
+        failing_once(monkeypatch, supervisor_of(client)._watchdog, "_find_life")
         answer = asyncio.create_task(collect(client, request("a", (5,), 50, ignore_eos=True)))
         await until(lambda: client.load.num_running == 1)
         pid = pid_of(client)
@@ -91,7 +91,7 @@ async def test_supervisor_starts_the_engine_again(
     method: str,
 ) -> None:
     async with running(tmp_path, settings=COUNTING) as client:
-        failing_once(monkeypatch, keeper_of(client)._supervisor, method, times=2)
+        failing_once(monkeypatch, supervisor_of(client)._supervisor, method, times=2)
         answer = asyncio.create_task(collect(client, request("a", (5,), 50, ignore_eos=True)))
         await until(lambda: client.load.num_running == 1)
         pid = pid_of(client)

@@ -301,10 +301,11 @@ def test_phases_of_a_start_are_read_from_its_log() -> None:
         "2026-01-01 10:00:01.500 INFO deepinfer.commands.serve: listening on http://a:1\n"
         "2026-01-01 10:00:01.600 WARNING deepinfer.server.offer: loading weights takes long\n"
         "2026-01-01 10:00:01.700 INFO deepinfer.commands.serve: tokenizers loaded in 0.0 s\n"
-        "2026-01-01 10:00:02.000 INFO deepinfer.runtime.host: one: importing OpenVINO\n"
-        "2026-01-01 10:00:02.250 INFO deepinfer.runtime.host: one: loading weights\n"
-        "2026-01-01 10:00:04.250 INFO deepinfer.runtime.host: one: warming up\n"
-        "2026-01-01 10:00:04.300 INFO deepinfer.runtime.host: one: moving weights to huge pages\n"
+        "2026-01-01 10:00:02.000 INFO deepinfer.runtime.engine_process: one: importing OpenVINO\n"
+        "2026-01-01 10:00:02.250 INFO deepinfer.runtime.engine_process: one: loading weights\n"
+        "2026-01-01 10:00:04.250 INFO deepinfer.runtime.engine_process: one: warming up\n"
+        "2026-01-01 10:00:04.300 INFO deepinfer.runtime.engine_process: one: moving weights to "
+        "huge pages\n"
         "2026-01-01 10:00:04.500 INFO deepinfer.runtime.client: engine `one` loaded in 2.5 s\n"
     )
     phases = read_phases(log, datetime(2026, 1, 1, 10, 0, 1))

@@ -12,9 +12,9 @@ import pytest
 from deepinfer.engine import EngineOptions
 from deepinfer.generation import GenerationRequest, SamplingParams, TokenChunk
 from deepinfer.manifest import EngineFolder
-from deepinfer.runtime.call import DEFAULT_TERMS, Terms
 from deepinfer.runtime.client import EngineClient
-from deepinfer.runtime.keeper import EngineKeeper
+from deepinfer.runtime.handle import DEFAULT_OPTIONS, GenerationOptions
+from deepinfer.runtime.supervisor import EngineSupervisor
 from tests.engines import make_simulated_engine
 
 DEADLINE_S = 60.0
@@ -52,12 +52,12 @@ async def connected(engine: EngineFolder, options: EngineOptions) -> AsyncIterat
 
 def pid_of(client: EngineClient) -> int | None:
     """The process id of a client's own engine."""
-    assert isinstance(client.keeper, EngineKeeper)
-    return client.keeper.pid
+    assert isinstance(client.supervisor, EngineSupervisor)
+    return client.supervisor.pid
 
 
 async def collect(
-    client: EngineClient, *requests: GenerationRequest, terms: Terms = DEFAULT_TERMS
+    client: EngineClient, *requests: GenerationRequest, terms: GenerationOptions = DEFAULT_OPTIONS
 ) -> dict[str, TokenChunk]:
     """Each request's chunks joined into one."""
     joined: dict[str, TokenChunk] = {}

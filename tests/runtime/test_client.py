@@ -210,7 +210,7 @@ async def test_engine_that_cannot_load_says_why(tmp_path: Path) -> None:
 
 async def test_socket_is_private(tmp_path: Path) -> None:
     async with running(tmp_path) as client:
-        directory = client.keeper.socket_path.parent
+        directory = client.supervisor.socket_path.parent
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     assert not directory.exists()
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from deepinfer.runtime.heartbeat import Heartbeat, read_cpu_ticks
+from deepinfer.runtime.supervisor import Heartbeat, read_cpu_ticks
 
 
 def watch(

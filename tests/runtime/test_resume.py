@@ -37,7 +37,7 @@ def kill(client: EngineClient, number: signal.Signals = signal.SIGKILL) -> None:
 
 def is_running(client: EngineClient) -> bool:
     """Whether a request runs, though its first step may take for ever."""
-    return any(flight.is_admitted for flight in client._traffic._hangar.airborne)
+    return any(resumable.is_admitted for resumable in client._dispatcher._in_flight.dispatched)
 
 
 async def test_running_and_waiting_requests_outlive_the_engine(tmp_path: Path) -> None:

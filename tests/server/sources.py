@@ -29,7 +29,7 @@ class ScriptedSource:
             if step is not None:
                 yield step
 
-    async def pour(self, sink: Callable[[list[Delta]], bool]) -> None:
+    async def push(self, sink: Callable[[list[Delta]], bool]) -> None:
         while self._steps:
             step = await self._next()
             if step is not None and not sink(step):

@@ -62,5 +62,5 @@ def test_engine_process_logs_in_the_format_of_its_server(tmp_path: Path) -> None
         server.wait_for_log("ready after")
         assert httpx.post(f"{url}/v1/completions", json={"prompt": [200]}).status_code == 503
         failure = json.loads(server.wait_for_log(r".*the backend failed.*\n")[0])
-    assert (failure["logger"], failure["level"]) == ("deepinfer.runtime.host", "error")
+    assert (failure["logger"], failure["level"]) == ("deepinfer.runtime.engine_process", "error")
     assert failure["exception"].startswith("Traceback")

@@ -12,7 +12,7 @@ from starlette.types import Message
 
 from deepinfer.errors import EngineUnavailable
 from deepinfer.generation import TokenChunk, Usage
-from deepinfer.runtime.call import Call
+from deepinfer.runtime.handle import GenerationHandle
 from deepinfer.server.event_stream import open_stream
 from deepinfer.server.generate import Delta
 from deepinfer.server.protocol import OUTLET_KEY, Outlet, find_outlet
@@ -32,23 +32,23 @@ class Cycle:
         self.chunked_encoding = True
 
 
-class PouredCall:
+class PushedCall:
     """A source whose pieces are a call's tokens, as numbers."""
 
     usage = Usage(1, 1)
     is_over = False
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: GenerationHandle) -> None:
         self._call = call
 
     async def deltas(self) -> AsyncGenerator[list[Delta], None]:
         yield [Delta(0, "first", None)]
 
-    async def pour(self, sink: Callable[[list[Delta]], bool]) -> None:
+    async def push(self, sink: Callable[[list[Delta]], bool]) -> None:
         def take(chunks: list[TokenChunk]) -> bool:
             return sink([Delta(0, str(token), None) for c in chunks for token in c.token_ids])
 
-        await self._call.pour(take)
+        await self._call.push(take)
 
 
 def outlet_of(cycle: Cycle) -> Outlet:
@@ -85,7 +85,7 @@ def test_another_server_has_no_outlet() -> None:
 
 
 async def test_what_a_lagging_client_has_yet_to_be_sent_comes_before_the_failure() -> None:
-    cycle, sent, call = Cycle(), list[bytes](), Call()
+    cycle, sent, call = Cycle(), list[bytes](), GenerationHandle()
     cycle.flow.write_paused = True
 
     async def send(message: Message) -> None:
@@ -97,7 +97,7 @@ async def test_what_a_lagging_client_has_yet_to_be_sent_comes_before_the_failure
         call.flush()
         call.fail(EngineUnavailable("It ended"))
 
-    stream = await open_stream(PouredCall(call), PlainWriter(), DEADLINE_S)
+    stream = await open_stream(PushedCall(call), PlainWriter(), DEADLINE_S)
     scope = {"type": "http", RECORD_KEY: RequestRecord("r"), OUTLET_KEY: outlet_of(cycle)}
     failing = asyncio.create_task(fail_after_a_token())
     await stream(scope, lambda: None, send)  # type: ignore[arg-type, return-value]

@@ -20,7 +20,7 @@ def policies(pid: int) -> dict[str, set[int]]:
     found: dict[str, set[int]] = defaultdict(set)
     for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
         command = " ".join(process.cmdline())
-        modules = [name for name in ("runtime.host",) if name in command]
+        modules = [name for name in ("runtime.engine_process",) if name in command]
         found[modules[0] if modules else "serve"].add(os.sched_getscheduler(process.pid))
     return found
 
@@ -28,7 +28,7 @@ def policies(pid: int) -> dict[str, set[int]]:
 def test_api_process_gives_way_and_its_engine_does_not(tmp_path: Path) -> None:
     make_echo_engine(tmp_path / "echo")
     with serving(tmp_path) as server, client_of(server) as client:
-        expected = {"serve": {os.SCHED_BATCH}, "runtime.host": {os.SCHED_OTHER}}
+        expected = {"serve": {os.SCHED_BATCH}, "runtime.engine_process": {os.SCHED_OTHER}}
         assert policies(server.pid) == expected
         # What it does in threads gives way as well, and still gets done.
         body = {"prompt": "a " * 40_000, "max_tokens": 1}

@@ -16,8 +16,8 @@ from deepinfer.engine import READY, Capacity, EngineStatus, Load
 from deepinfer.errors import RequestError
 from deepinfer.generation import FinishReason, GenerationRequest, TokenChunk
 from deepinfer.manifest import EngineManifest
-from deepinfer.runtime.call import DEFAULT_TERMS, Call, Terms
 from deepinfer.runtime.client import EngineClient
+from deepinfer.runtime.handle import DEFAULT_OPTIONS, GenerationHandle, GenerationOptions
 from deepinfer.server.app import create_app
 from deepinfer.server.engines import EngineCatalog, ServedEngine
 from deepinfer.server.names import EngineNames
@@ -47,18 +47,20 @@ class GeneratingCalls:
 
     @contextmanager
     def call(
-        self, requests: Sequence[GenerationRequest], terms: Terms = DEFAULT_TERMS
-    ) -> Iterator[Call]:
-        call = Call(terms)
+        self, requests: Sequence[GenerationRequest], terms: GenerationOptions = DEFAULT_OPTIONS
+    ) -> Iterator[GenerationHandle]:
+        call = GenerationHandle(terms)
         task = asyncio.create_task(self._carry_out(call, requests))
         try:
             yield call
         finally:
             task.cancel()
 
-    async def _carry_out(self, call: Call, requests: Sequence[GenerationRequest]) -> None:
+    async def _carry_out(
+        self, call: GenerationHandle, requests: Sequence[GenerationRequest]
+    ) -> None:
         try:
-            async with aclosing(self.generate(requests, call.terms)) as steps:
+            async with aclosing(self.generate(requests, call.options)) as steps:
                 async for chunks in steps:
                     for chunk in chunks:
                         call.deliver(chunk)

@@ -1,7 +1,7 @@
-"""One call of an engine: its terms, its clock, and the chunks that came for it.
+"""The handle of a generation: its options, its timeouts, and the chunks that came for it.
 
-Chunks are either received by a task that waits for them, or poured into a sink in the very callback
-that brings them. Pouring wakes nobody up, which is most of what a token would cost otherwise.
+Chunks are either received by a task that waits for them, or pushed: a callback is called as they
+come. Pushing wakes no task up, which is most of what a token would cost otherwise.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from deepinfer.generation import TokenChunk
 
 
 @dataclass(frozen=True)
-class Terms:
-    """On what terms a call is served.
+class GenerationOptions:
+    """How requests that were submitted together are served.
 
     `tenant` is the name of the key that asked; the queue is fair between tenants. Of one tenant's
     requests those with a lower `priority` come first. The timeouts are in seconds from the
-    submission; None is no limit. `on_admitted` is called once, when the first sequence of the call
-    has left the queue.
+    submission; None is no limit. `on_admitted` is called once, when the first sequence has
+    left the queue.
     """
 
     tenant: str = ""
@@ -32,33 +32,36 @@ class Terms:
     on_admitted: Callable[[], None] | None = None
 
 
-DEFAULT_TERMS = Terms()
+DEFAULT_OPTIONS = GenerationOptions()
 
-# Takes the chunks of one engine step, and says whether it wants those of the next as well.
-Sink = Callable[[list[TokenChunk]], bool]
+# Takes the chunks of one engine step, and returns whether it wants those of the next as well.
+OnChunks = Callable[[list[TokenChunk]], bool]
 
 
-class Call:
-    """Unread chunks of a call's sequences, and the error that ends it. For one event loop."""
+class GenerationHandle:
+    """Unread chunks of the sequences that were submitted together, and the error that ends them.
 
-    def __init__(self, terms: Terms = DEFAULT_TERMS) -> None:
-        self.terms = terms
+    For one event loop.
+    """
+
+    def __init__(self, options: GenerationOptions = DEFAULT_OPTIONS) -> None:
+        self.options = options
         self._is_admitted = False
         self._chunks: list[TokenChunk] = []
         self._error: RequestError | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._sink: Sink | None = None
-        self._is_pouring = False
+        self._on_chunks: OnChunks | None = None
+        self._is_pushing = False
 
     @contextmanager
-    def limits(self) -> Iterator[None]:
-        """Hold what is done within to the timeouts of the terms."""
-        terms, call_later = self.terms, asyncio.get_running_loop().call_later
+    def timeouts(self) -> Iterator[None]:
+        """Apply the timeouts of the options to what is done within."""
+        options, call_later = self.options, asyncio.get_running_loop().call_later
         timers: list[asyncio.TimerHandle] = []
-        if terms.queue_timeout_s is not None:
-            timers.append(call_later(terms.queue_timeout_s, self._leave_queue))
-        if terms.timeout_s is not None:
-            timers.append(call_later(terms.timeout_s, self._end))
+        if options.queue_timeout_s is not None:
+            timers.append(call_later(options.queue_timeout_s, self._end_waiting))
+        if options.timeout_s is not None:
+            timers.append(call_later(options.timeout_s, self._end))
         try:
             yield
         finally:
@@ -66,11 +69,11 @@ class Call:
                 timer.cancel()
 
     def admit(self) -> None:
-        """A sequence of the call has left the queue."""
+        """A sequence has left the queue."""
         if not self._is_admitted:
             self._is_admitted = True
-            if self.terms.on_admitted is not None:
-                self.terms.on_admitted()
+            if self.options.on_admitted is not None:
+                self.options.on_admitted()
 
     def deliver(self, chunk: TokenChunk) -> bool:
         """Keep a chunk until `flush`. Whether it is the first one that nobody has read yet."""
@@ -80,10 +83,10 @@ class Call:
 
     def flush(self) -> None:
         """Hand on what was delivered, once for all chunks of an engine step."""
-        if self._sink is None:
+        if self._on_chunks is None:
             self._wake()
-        elif not self._is_pouring:  # a sink that cancels a sequence comes by here again
-            self._pour_out(self._sink)
+        elif not self._is_pushing:  # a on_chunks that cancels a sequence comes by here again
+            self._push_chunks(self._on_chunks)
 
     def fail(self, error: RequestError) -> None:
         self._error = error
@@ -100,38 +103,38 @@ class Call:
         assert self._error is not None
         raise self._error
 
-    async def pour(self, sink: Sink) -> None:
-        """Call `sink` with the chunks of each step, at once, until it wants no more.
+    async def push(self, on_chunks: OnChunks) -> None:
+        """Call `on_chunks` with the chunks of each step, at once, until it returns False.
 
-        What is delivered after that, and an error that comes, wait for the next `pour` or
-        `receive`. Raises what `sink` raises, and the error that comes instead of chunks.
+        What is delivered after that, and an error that comes, wait for the next `push` or
+        `receive`. Raises what `on_chunks` raises, and the error that comes instead of chunks.
         """
         self._waiter = asyncio.get_running_loop().create_future()
-        self._sink = sink
-        self._pour_out(sink)
+        self._on_chunks = on_chunks
+        self._push_chunks(on_chunks)
         if self._error is not None:
             self._wake()
         try:
             await self._waiter
-            wants_more = self._sink is not None
+            wants_more = self._on_chunks is not None
         finally:
-            self._sink = None
+            self._on_chunks = None
         if wants_more and self._error is not None:
             raise self._error
 
-    def _pour_out(self, sink: Sink) -> None:
-        self._is_pouring = True
+    def _push_chunks(self, on_chunks: OnChunks) -> None:
+        self._is_pushing = True
         try:
-            while self._chunks and self._sink is not None:
-                if not sink(self._take()):
-                    self._sink = None
+            while self._chunks and self._on_chunks is not None:
+                if not on_chunks(self._take()):
+                    self._on_chunks = None
                     self._wake()
         except Exception as error:
-            self._sink = None
+            self._on_chunks = None
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_exception(error)
         finally:
-            self._is_pouring = False
+            self._is_pushing = False
 
     def _take(self) -> list[TokenChunk]:
         chunks, self._chunks = self._chunks, []
@@ -141,10 +144,10 @@ class Call:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _leave_queue(self) -> None:
+    def _end_waiting(self) -> None:
         if not self._is_admitted:
-            waited_s = self.terms.queue_timeout_s
+            waited_s = self.options.queue_timeout_s
             self.fail(RequestTimeout(f"The request has waited {waited_s:g} s for its turn"))
 
     def _end(self) -> None:
-        self.fail(RequestTimeout(f"The request has taken longer than {self.terms.timeout_s:g} s"))
+        self.fail(RequestTimeout(f"The request has taken longer than {self.options.timeout_s:g} s"))

@@ -1,11 +1,11 @@
-"""The engine process: `python -m deepinfer.runtime.host`.
+"""The engine process: `python -m deepinfer.runtime.engine_process`.
 
 It owns the queue, the admission, the backend and its step loop, in one thread: a backend may hold
 the interpreter's lock for a whole step, so a second thread would only pretend to be responsive.
 The loop reads messages, admits, steps, sends; with nothing to run it blocks in `select`.
 
-It speaks token ids: no text, no JSON, no HTTP. It listens on a socket that its parent made, serves
-any number of API processes, and ends when the pipe from its parent closes.
+It speaks token ids: no text, no JSON, no HTTP. It listens on a socket that its parent made, and
+ends when the pipe from its parent closes.
 """
 
 from __future__ import annotations
@@ -37,11 +37,10 @@ from deepinfer.errors import (
 from deepinfer.generation import FinishReason, GenerationRequest, TokenChunk
 from deepinfer.manifest import EngineFolder, read_engine
 from deepinfer.runtime import wire
-from deepinfer.runtime.peer import Peer
 from deepinfer.runtime.queue import AdmissionQueue
 from deepinfer.serving_limits import with_max_seq_len
 
-logger = logging.getLogger("deepinfer.runtime.host")  # not "__main__", as it is run
+logger = logging.getLogger("deepinfer.runtime.engine_process")  # not "__main__", as it is run
 
 # Clients that start together arrive some 0.5 ms apart. A step takes tens of milliseconds on a CPU
 # and cannot be joined once it runs, so an idle engine waits for the next one this long, in all as
@@ -50,18 +49,19 @@ GATHER_GAP_S = 0.001
 MAX_GATHER_S = 0.01
 # How often a backend is asked for its used blocks while nobody comes or goes.
 LOAD_INTERVAL_S = 0.1
+RECEIVE_BYTES = 1 << 20
 
 
-class EngineHost:
-    """The loop that joins peers, queue and backend."""
+class EngineProcess:
+    """The loop that joins connections, queue and backend."""
 
     def __init__(self, listener: socket.socket, engine: EngineFolder, options: EngineOptions):
         self._engine = engine
         self._options = options
         self._listener = listener
         self._selector = selectors.DefaultSelector()
-        self._peers: dict[int, Peer] = {}
-        self._owners: dict[str, Peer] = {}  # request id -> who asked for it
+        self._connections: dict[int, ApiConnection] = {}
+        self._owners: dict[str, ApiConnection] = {}  # request id -> who asked for it
         self._cancelled: list[str] = []  # whose blocks are free after the next step
         self._ready: wire.Ready | None = None
         self._is_stopping = False
@@ -109,7 +109,7 @@ class EngineHost:
                 self._gather()
             else:
                 self._poll(timeout_s=0)
-            self._let_in()
+            self._release_held()
             self._admit()
             if not self._is_idle:
                 self._step()
@@ -133,8 +133,8 @@ class EngineHost:
         self._broadcast(wire.Progress(phase, percent))
 
     def _broadcast(self, message: wire.FromEngine) -> None:
-        for peer in self._peers.values():
-            peer.send(message)
+        for connection in self._connections.values():
+            connection.send(message)
 
     # Reading
 
@@ -147,63 +147,67 @@ class EngineHost:
             elif key.fd == sys.stdin.fileno():
                 self._is_stopping = True
             else:
-                self._attend(self._peers[key.fd], events)
+                self._handle_events(self._connections[key.fd], events)
         return bool(ready)
 
     def _accept(self) -> None:
         """Let in all that wait: while a library loads there is time for it at its phases only."""
         with contextlib.suppress(BlockingIOError):
             while True:
-                self._greet(Peer(self._listener.accept()[0]))
+                self._add(ApiConnection(self._listener.accept()[0]))
 
-    def _greet(self, peer: Peer) -> None:
-        self._peers[peer.connection.fileno()] = peer
-        self._selector.register(peer.connection, selectors.EVENT_READ)
+    def _add(self, connection: ApiConnection) -> None:
+        self._connections[connection.socket.fileno()] = connection
+        self._selector.register(connection.socket, selectors.EVENT_READ)
         if self._ready is not None:
-            peer.send(self._ready)
+            connection.send(self._ready)
 
-    def _attend(self, peer: Peer, events: int) -> None:
+    def _handle_events(self, connection: ApiConnection, events: int) -> None:
         if events & selectors.EVENT_WRITE:
-            peer.flush()
+            connection.flush()
         if events & selectors.EVENT_READ:
-            self._read(peer)
-        if peer.connection.fileno() in self._peers:
-            self._watch(peer)
+            self._read(connection)
+        if connection.socket.fileno() in self._connections:
+            self._watch(connection)
 
-    def _read(self, peer: Peer) -> None:
+    def _read(self, connection: ApiConnection) -> None:
         try:
-            messages = peer.receive()
+            messages = connection.receive()
         except wire.WireError as error:
             logger.error("dropping a connection: %s", error.message)
             messages = None
         if messages is None:
-            self._forget(peer)
+            self._forget(connection)
             return
         for message in messages:
             match message:
                 case wire.Submit():
-                    self._submit(peer, message)
+                    self._submit(connection, message)
                 case wire.Cancel():
-                    self._cancel(peer, message.request_ids)
+                    self._cancel(connection, message.request_ids)
                 case wire.Ping():
-                    peer.send(wire.Pong(self._num_chunks))
+                    connection.send(wire.Pong(self._num_chunks))
 
-    def _watch(self, peer: Peer) -> None:
+    def _watch(self, connection: ApiConnection) -> None:
         """Wake up for writing only while there is something to write."""
-        if peer.is_watched_for_writing != peer.has_outgoing:
-            peer.is_watched_for_writing = peer.has_outgoing
-            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.has_outgoing else 0)
-            self._selector.modify(peer.connection, events)
+        if connection.is_watched_for_writing != connection.has_outgoing:
+            connection.is_watched_for_writing = connection.has_outgoing
+            events = selectors.EVENT_READ | (
+                selectors.EVENT_WRITE if connection.has_outgoing else 0
+            )
+            self._selector.modify(connection.socket, events)
 
-    def _forget(self, peer: Peer) -> None:
-        self._selector.unregister(peer.connection)
-        del self._peers[peer.connection.fileno()]
-        peer.connection.close()
-        self._cancel(peer, tuple(id_ for id_, owner in self._owners.items() if owner is peer))
+    def _forget(self, connection: ApiConnection) -> None:
+        self._selector.unregister(connection.socket)
+        del self._connections[connection.socket.fileno()]
+        connection.socket.close()
+        self._cancel(
+            connection, tuple(id_ for id_, owner in self._owners.items() if owner is connection)
+        )
 
     # Requests
 
-    def _submit(self, peer: Peer, message: wire.Submit) -> None:
+    def _submit(self, connection: ApiConnection, message: wire.Submit) -> None:
         requests = message.whole_requests
         ids = tuple(request.request_id for request in requests)
         try:
@@ -232,11 +236,11 @@ class EngineHost:
             else:
                 logger.exception("requests %s cannot be judged", ", ".join(ids))
                 error = InternalError("the engine could not judge the request")
-            peer.send(
+            connection.send(
                 wire.Rejected(ids, error.code, error.message, error.param, error.retry_after_s)
             )
             return
-        self._owners.update(dict.fromkeys(ids, peer))
+        self._owners.update(dict.fromkeys(ids, connection))
 
     def _check(self, request: GenerationRequest) -> None:
         """What would harm the other requests is refused here, whoever sent it."""
@@ -255,10 +259,10 @@ class EngineHost:
             )
         self._backend.check(request)
 
-    def _cancel(self, peer: Peer, request_ids: tuple[str, ...]) -> None:
+    def _cancel(self, connection: ApiConnection, request_ids: tuple[str, ...]) -> None:
         for request_id in request_ids:
-            # No peer ends what another one asked for.
-            if self._owners.get(request_id) is not peer:
+            # No connection ends what another one asked for.
+            if self._owners.get(request_id) is not connection:
                 continue
             del self._owners[request_id]
             if self._queue.remove_waiting(request_id):
@@ -268,13 +272,13 @@ class EngineHost:
                 self._backend.cancel(request_id)
                 self._cancelled.append(request_id)
 
-    def _let_in(self) -> None:
+    def _release_held(self) -> None:
         """Give their turn to the requests that the backend has decided about, or end them."""
         if self._backend.gate is None:
             return
         for request, fault in self._backend.gate.release(0, is_admitted=False):
             if fault is None:
-                self._queue.let_in(request.request_id)
+                self._queue.release_held(request.request_id)
             else:
                 self._queue.remove_waiting(request.request_id)
                 self._deliver(refuse_grammar(request, fault))
@@ -283,11 +287,11 @@ class EngineHost:
         if not self._queue.num_waiting:
             return
         admitted = list(self._queue.admit())
-        for peer in self._peers.values():
-            ids = tuple(r.request_id for r in admitted if self._owners[r.request_id] is peer)
+        for connection in self._connections.values():
+            ids = tuple(r.request_id for r in admitted if self._owners[r.request_id] is connection)
             if ids:
                 # Before the step: should the step kill this process, it is known what it ran.
-                peer.send(wire.Admitted(ids))
+                connection.send(wire.Admitted(ids))
         for request in admitted:
             try:
                 self._backend.add(request)
@@ -321,31 +325,33 @@ class EngineHost:
         self._cancelled.clear()
 
     def _report_step(self) -> None:
-        """Send each peer its new tokens, and how busy the engine is when that has changed."""
+        """Send each connection its new tokens, and how busy the engine is when that has changed."""
         load = self._measure_load()
-        for peer in self._peers.values():
-            if peer.chunks or peer.known_load is not load:
-                self._send_step(peer, tuple(peer.chunks), load)
-                peer.chunks.clear()
-                peer.known_load = load
-                self._watch(peer)
+        for connection in self._connections.values():
+            if connection.chunks or connection.known_load is not load:
+                self._send_step(connection, tuple(connection.chunks), load)
+                connection.chunks.clear()
+                connection.known_load = load
+                self._watch(connection)
 
-    def _send_step(self, peer: Peer, chunks: tuple[TokenChunk, ...], load: Load) -> None:
+    def _send_step(
+        self, connection: ApiConnection, chunks: tuple[TokenChunk, ...], load: Load
+    ) -> None:
         """In as many messages as it takes: the scores of long prompts are large."""
         try:
-            peer.send(wire.Step(chunks, load))
+            connection.send(wire.Step(chunks, load))
         except wire.MessageTooLarge:
             if len(chunks) > 1:
                 half = len(chunks) // 2
-                self._send_step(peer, chunks[:half], load)
-                self._send_step(peer, chunks[half:], load)
+                self._send_step(connection, chunks[:half], load)
+                self._send_step(connection, chunks[half:], load)
                 return
             # It ends its own request, and not the connection of all.
             request_id = chunks[0].request_id
-            self._cancel(peer, (request_id,))
+            self._cancel(connection, (request_id,))
             message = "the log probabilities are too many for one message; ask for fewer"
             failed = TokenChunk(request_id, finish_reason=FinishReason.ERROR, message=message)
-            peer.send(wire.Step((failed,), load))
+            connection.send(wire.Step((failed,), load))
 
     def _measure_load(self) -> Load:
         """The same object for as long as nothing has changed."""
@@ -366,6 +372,50 @@ class EngineHost:
             self._queue.release(chunk.request_id)
 
 
+class ApiConnection:
+    """One connected API process: what it has sent so far, and what it has yet to be sent."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self.socket = connection
+        self.chunks: list[TokenChunk] = []  # not sent yet
+        self.known_load: Load | None = None
+        self.is_watched_for_writing = False
+        self._reader = wire.FrameReader()
+        self._outgoing = bytearray()
+
+    @property
+    def has_outgoing(self) -> bool:
+        return bool(self._outgoing)
+
+    def receive(self) -> list[wire.ToEngine] | None:
+        """The messages that have arrived, or None when the other side is gone."""
+        try:
+            data = self.socket.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return []
+        except OSError:
+            return None
+        if not data:
+            return None
+        return [wire.decode_to_engine(body) for body in self._reader.feed(data)]
+
+    def send(self, message: wire.FromEngine) -> None:
+        """Queue a message and write what the socket takes now; never waits for the other side."""
+        self._outgoing += wire.encode(message)
+        self.flush()
+
+    def flush(self) -> None:
+        try:
+            while self._outgoing:
+                del self._outgoing[: self.socket.send(self._outgoing)]
+        except BlockingIOError:
+            return
+        except OSError:
+            # The next receive sees the closed connection and forgets this connection.
+            self._outgoing.clear()
+
+
 def describe(error: Exception) -> str:
     """One line of what nobody foresaw."""
     lines = str(error).splitlines()
@@ -373,7 +423,7 @@ def describe(error: Exception) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m deepinfer.runtime.host")
+    parser = argparse.ArgumentParser(prog="python -m deepinfer.runtime.engine_process")
     parser.add_argument("--engine", type=Path, required=True, help="the engine's folder")
     parser.add_argument("--listen-fd", type=int, required=True, help="a listening Unix socket")
     parser.add_argument("--options", default="{}", help="EngineOptions as JSON")
@@ -390,7 +440,7 @@ def main() -> int:
     except CommandError as error:  # it was there when the server started
         logger.error("cannot start again: %s", error.message)
         return 1
-    status = EngineHost(listener, engine, options).run()
+    status = EngineProcess(listener, engine, options).run()
     if status:
         # A library that has failed may wait for ever in what it runs at exit.
         logging.shutdown()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 
-from deepinfer.runtime.turns import Turns
+from deepinfer.runtime.queue import FairQueue
 from tests.runtime.running import request
 
 
-def order(turns: Turns) -> list[str]:
+def order(turns: FairQueue) -> list[str]:
     taken: list[str] = []
     while (next_ := turns.peek()) is not None:
         turns.take(next_)
@@ -17,21 +17,21 @@ def order(turns: Turns) -> list[str]:
 
 
 def test_one_tenant_is_served_in_the_order_of_arrival() -> None:
-    turns = Turns()
+    turns = FairQueue()
     for i in range(50):
         turns.add(request(str(i)), "", 0)
     assert order(turns) == [str(i) for i in range(50)]
 
 
 def test_lower_priority_numbers_come_first() -> None:
-    turns = Turns()
+    turns = FairQueue()
     for name, priority in [("late", 5), ("usual", 0), ("first", -3), ("also late", 5)]:
         turns.add(request(name), "", priority)
     assert order(turns) == ["first", "usual", "late", "also late"]
 
 
 def test_backlog_of_one_tenant_does_not_starve_another() -> None:
-    turns = Turns()
+    turns = FairQueue()
     for i in range(100):
         turns.add(request(f"a{i}"), "a", 0)
     turns.add(request("b0"), "b", 10)
@@ -40,7 +40,7 @@ def test_backlog_of_one_tenant_does_not_starve_another() -> None:
 
 
 def test_shares_are_of_tokens_and_not_of_requests() -> None:
-    turns = Turns()
+    turns = FairQueue()
     for i in range(20):
         turns.add(request(f"long{i}", (1,), 399), "a", 0)
         turns.add(request(f"short{i}", (1,), 99), "b", 0)
@@ -49,7 +49,7 @@ def test_shares_are_of_tokens_and_not_of_requests() -> None:
 
 
 def test_tenant_that_comes_again_and_again_does_not_starve_a_backlog() -> None:
-    turns = Turns()
+    turns = FairQueue()
     for i in range(10):
         turns.add(request(f"a{i}"), "a", 0)
     taken: list[str] = []
@@ -63,7 +63,7 @@ def test_tenant_that_comes_again_and_again_does_not_starve_a_backlog() -> None:
 
 
 def test_pause_earns_nothing() -> None:
-    turns = Turns()
+    turns = FairQueue()
     for i in range(40):
         turns.add(request(f"a{i}"), "a", 0)
     for _ in range(20):
@@ -76,7 +76,7 @@ def test_pause_earns_nothing() -> None:
 
 
 def test_removed_requests_never_come_and_leave_nothing_behind() -> None:
-    turns = Turns()
+    turns = FairQueue()
     rng = random.Random(5)
     turns.add(request("head"), "a", -1)
     for i in range(2_000):

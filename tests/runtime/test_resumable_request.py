@@ -7,28 +7,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepinfer.generation import FinishReason, Grammar, TokenChunk
-from deepinfer.runtime.call import Call
-from deepinfer.runtime.flight import Diverged, Flight
+from deepinfer.runtime.handle import GenerationHandle
+from deepinfer.runtime.resume import Diverged, ResumableRequest
 from tests.runtime.running import request
 
 PROMPT = (5, 6, 7)
 ANSWER = (11, 12, 13, 14, 15, 16)
 
 
-def flight(**sampling: object) -> Flight:
+def resumable(**sampling: object) -> ResumableRequest:
     asked = request("a", PROMPT, len(ANSWER), seed=2**63 - 2, **sampling)
-    made = Flight(asked, Call(), max_input_len=100)
+    made = ResumableRequest(asked, GenerationHandle(), max_input_len=100)
     made.is_admitted = True
     return made
 
 
-def emit(flying: Flight, *token_ids: int, reason: FinishReason | None = None) -> tuple[int, ...]:
+def emit(
+    flying: ResumableRequest, *token_ids: int, reason: FinishReason | None = None
+) -> tuple[int, ...]:
     new = flying.accept(TokenChunk(flying.wire_id, token_ids, reason))
     return () if new is None else new.token_ids
 
 
 def test_continued_request_asks_for_the_rest() -> None:
-    flying = flight(min_tokens=3)
+    flying = resumable(min_tokens=3)
     emit(flying, *ANSWER[:2])
     flying.interrupt(0, was_alone=True)
     again = flying.resume()
@@ -40,7 +42,7 @@ def test_continued_request_asks_for_the_rest() -> None:
 
 
 def test_waiting_request_is_submitted_as_it_was() -> None:
-    flying = flight()
+    flying = resumable()
     flying.is_admitted = False
     flying.interrupt(0, was_alone=True)
     assert flying.resume().sampling == flying.request.sampling
@@ -53,7 +55,7 @@ def test_waiting_request_is_submitted_as_it_was() -> None:
     ids=["grammar", "frequency", "presence"],
 )
 def test_what_the_sampler_must_see_again_is_replayed(sampling: dict[str, object]) -> None:
-    flying = flight(**sampling)
+    flying = resumable(**sampling)
     emit(flying, *ANSWER[:3])
     flying.interrupt(0, was_alone=True)
     assert flying.resume().prompt_token_ids == PROMPT
@@ -63,7 +65,7 @@ def test_what_the_sampler_must_see_again_is_replayed(sampling: dict[str, object]
 
 
 def test_prompt_that_would_outgrow_what_the_engine_reads_is_replayed() -> None:
-    flying = flight()
+    flying = resumable()
     flying.max_input_len = 4
     emit(flying, *ANSWER[:2])
     flying.interrupt(0, was_alone=True)
@@ -71,7 +73,7 @@ def test_prompt_that_would_outgrow_what_the_engine_reads_is_replayed() -> None:
 
 
 def test_replay_that_diverges_goes_on_from_the_tokens_so_far() -> None:
-    flying = flight(frequency_penalty=1.0)
+    flying = resumable(frequency_penalty=1.0)
     emit(flying, *ANSWER[:2])
     flying.interrupt(0, was_alone=True)
     flying.resume()
@@ -82,7 +84,7 @@ def test_replay_that_diverges_goes_on_from_the_tokens_so_far() -> None:
 
 
 def test_grammar_that_diverges_cannot_go_on() -> None:
-    flying = flight(grammar=Grammar("regex", "a"))
+    flying = resumable(grammar=Grammar("regex", "a"))
     emit(flying, *ANSWER[:2])
     flying.interrupt(0, was_alone=True)
     flying.resume()
@@ -92,7 +94,7 @@ def test_grammar_that_diverges_cannot_go_on() -> None:
 
 
 def test_only_a_life_without_a_new_token_is_blamed() -> None:
-    flying = flight(grammar=Grammar("regex", "a"))
+    flying = resumable(grammar=Grammar("regex", "a"))
     emit(flying, ANSWER[0])
     flying.interrupt(0, was_alone=True)
     assert not flying.is_suspect
@@ -109,7 +111,7 @@ def test_whatever_the_deaths_each_token_comes_once(
     deaths: list[int], is_replayed: bool, width: int
 ) -> None:
     """`deaths` are the numbers of tokens that each life of the engine gives before it ends."""
-    flying = flight(presence_penalty=1.0) if is_replayed else flight()
+    flying = resumable(presence_penalty=1.0) if is_replayed else resumable()
     asked = flying.request
     seen: tuple[int, ...] = ()
     for num_tokens in [*deaths, len(ANSWER)]:

@@ -9,11 +9,11 @@ import pytest
 
 from deepinfer.errors import EngineUnavailable
 from deepinfer.generation import TokenChunk
-from deepinfer.runtime.call import Call
+from deepinfer.runtime.handle import GenerationHandle
 from tests.runtime.running import raises_soon
 
 
-def step(call: Call, *tokens: int) -> None:
+def step(call: GenerationHandle, *tokens: int) -> None:
     """One engine step, with a chunk a token."""
     for token in tokens:
         call.deliver(TokenChunk("r", (token,)))
@@ -40,15 +40,17 @@ class Collector:
         return len(self.pieces) < self._max_pieces
 
 
-async def pouring(call: Call, sink: Callable[[list[TokenChunk]], bool]) -> asyncio.Task[None]:
-    """A task that has begun to pour."""
-    task = asyncio.create_task(call.pour(sink))
+async def pouring(
+    call: GenerationHandle, sink: Callable[[list[TokenChunk]], bool]
+) -> asyncio.Task[None]:
+    """A task that has begun to push."""
+    task = asyncio.create_task(call.push(sink))
     await asyncio.sleep(0)
     return task
 
 
 async def test_sink_has_the_chunks_of_a_step_before_anybody_else_runs() -> None:
-    call, sink = Call(), Collector(max_pieces=2)
+    call, sink = GenerationHandle(), Collector(max_pieces=2)
     task = await pouring(call, sink)
     step(call, 1, 2)
     assert sink.pieces == [[1, 2]]
@@ -58,15 +60,15 @@ async def test_sink_has_the_chunks_of_a_step_before_anybody_else_runs() -> None:
 
 
 async def test_what_came_before_is_poured_first() -> None:
-    call, sink = Call(), Collector(max_pieces=1)
+    call, sink = GenerationHandle(), Collector(max_pieces=1)
     step(call, 1)
     step(call, 2)
-    await asyncio.wait_for(call.pour(sink), 1)
+    await asyncio.wait_for(call.push(sink), 1)
     assert sink.pieces == [[1, 2]]
 
 
 async def test_what_comes_while_nobody_pours_is_one_piece_for_the_next() -> None:
-    call = Call()
+    call = GenerationHandle()
     task = await pouring(call, Collector(max_pieces=1))
     for token in range(4):
         step(call, token)
@@ -75,7 +77,7 @@ async def test_what_comes_while_nobody_pours_is_one_piece_for_the_next() -> None
 
 
 async def test_chunks_that_a_sink_itself_brings_about_come_after_the_others() -> None:
-    call = Call()
+    call = GenerationHandle()
     sink = Collector(max_pieces=2, then=lambda: step(call, 9))
     task = await pouring(call, sink)
     step(call, 1)
@@ -84,7 +86,7 @@ async def test_chunks_that_a_sink_itself_brings_about_come_after_the_others() ->
 
 
 async def test_error_of_a_sink_is_the_pouring_task_s_and_no_one_else_s() -> None:
-    call = Call()
+    call = GenerationHandle()
 
     def fail(chunks: list[TokenChunk]) -> bool:
         raise ValueError("not a token")
@@ -97,7 +99,7 @@ async def test_error_of_a_sink_is_the_pouring_task_s_and_no_one_else_s() -> None
 
 @pytest.mark.parametrize("is_early", [True, False], ids=["before it pours", "while it pours"])
 async def test_failure_ends_the_pouring_after_the_chunks_before_it(is_early: bool) -> None:
-    call, sink = Call(), Collector()
+    call, sink = GenerationHandle(), Collector()
     error = EngineUnavailable("It ended")
     if is_early:
         step(call, 1)
@@ -111,17 +113,17 @@ async def test_failure_ends_the_pouring_after_the_chunks_before_it(is_early: boo
 
 
 async def test_failure_waits_for_a_sink_that_has_to_be_done_with_its_chunks_first() -> None:
-    call, sink = Call(), Collector(max_pieces=1)
+    call, sink = GenerationHandle(), Collector(max_pieces=1)
     task = await pouring(call, sink)
     step(call, 1)
     call.fail(EngineUnavailable("It ended"))
     await asyncio.wait_for(task, 1)
     assert sink.pieces == [[1]]
-    await raises_soon(EngineUnavailable, call.pour(Collector()))
+    await raises_soon(EngineUnavailable, call.push(Collector()))
 
 
 async def test_cancelled_pouring_takes_no_more() -> None:
-    call, sink = Call(), Collector()
+    call, sink = GenerationHandle(), Collector()
     task = await pouring(call, sink)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
