@@ -18,10 +18,10 @@ import click
 if TYPE_CHECKING:
     from deepinfer.adapter import Adapter
     from deepinfer.checkpoint import Checkpoint
+    from deepinfer.compiler.options import BuildWishes
     from deepinfer.compiler.plan import BuildPlan
     from deepinfer.compiler.progress import Progress
-    from deepinfer.compiler.target import TargetDevice
-    from deepinfer.compiler.wishes import BuildWishes
+    from deepinfer.compiler.targets import TargetDevice
 
 EXIT_TERMINATED = 143  # 128 + SIGTERM, as shells report it
 
@@ -30,7 +30,7 @@ class WishOption(click.Option):
     """An option whose choices and default stand in the model of wishes."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        from deepinfer.compiler.wishes import BuildWishes, describe_values
+        from deepinfer.compiler.options import BuildWishes, describe_values
 
         field = BuildWishes.model_fields[str(self.name)]
         self.metavar = describe_values(field)
@@ -115,9 +115,9 @@ def build(
     **flags: Any,
 ) -> None:
     """Compile a Hugging Face checkpoint into an engine."""
+    from deepinfer.compiler.options import read_wishes
     from deepinfer.compiler.plan import check_room, make_plan
     from deepinfer.compiler.report import plan_as_json
-    from deepinfer.compiler.wishes import read_wishes
     from deepinfer.manifest import find_origins
 
     wishes = read_wishes(recipe, flags)
@@ -147,7 +147,7 @@ def _read_sources(
     from deepinfer.compiler.architectures import find_architecture
     from deepinfer.compiler.source import find_adapter, find_checkpoint
     from deepinfer.compiler.staging import free_disk_bytes
-    from deepinfer.compiler.target import require_here, resolve_target
+    from deepinfer.compiler.targets import require_here, resolve_target
     from deepinfer.device import read_machine
     from deepinfer.errors import UnreadableModel
     from deepinfer.trtllm_release import installed_version

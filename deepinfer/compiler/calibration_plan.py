@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from deepinfer.checkpoint import Checkpoint
 from deepinfer.compiler import gpu_footprint
+from deepinfer.compiler.options import BuildWishes
 from deepinfer.compiler.published import find_published
-from deepinfer.compiler.target import TargetDevice
+from deepinfer.compiler.targets import TargetDevice
 from deepinfer.compiler.tensorrt_llm_plan import (
     CALIB_BATCHES,
     CALIB_BATCHES_ON_CPU,
     CALIB_MAX_SEQ_LENGTH,
 )
-from deepinfer.compiler.wishes import BuildWishes
 from deepinfer.errors import PlanError
 from deepinfer.manifest import Choice
 from deepinfer.terminal import format_bytes

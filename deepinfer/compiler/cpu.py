@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from deepinfer.checkpoint import Checkpoint, ModelDims
 from deepinfer.compiler.footprint import BITS, expert_size
-from deepinfer.compiler.target import TargetDevice
-from deepinfer.compiler.wishes import AS_ASKED, BuildWishes
+from deepinfer.compiler.options import AS_ASKED, BuildWishes
+from deepinfer.compiler.targets import TargetDevice
 from deepinfer.errors import PlanError
 from deepinfer.manifest import Choice
 

@@ -16,9 +16,9 @@ from deepinfer.compiler.capabilities import (
     Capability,
     find_capability,
 )
-from deepinfer.compiler.limits import DEFAULT_MAX_SEQ_LEN
-from deepinfer.compiler.target import TargetDevice
-from deepinfer.compiler.wishes import AS_ASKED, BuildWishes
+from deepinfer.compiler.memory import DEFAULT_MAX_SEQ_LEN
+from deepinfer.compiler.options import AS_ASKED, BuildWishes
+from deepinfer.compiler.targets import TargetDevice
 from deepinfer.errors import PlanError
 from deepinfer.manifest import Choice
 from deepinfer.trtllm_release import CHECKED_VERSION

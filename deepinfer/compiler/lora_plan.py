@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from deepinfer.adapter import adaptable_modules
 from deepinfer.checkpoint import Checkpoint
-from deepinfer.compiler.wishes import AS_ASKED, BuildWishes
+from deepinfer.compiler.options import AS_ASKED, BuildWishes
 from deepinfer.errors import PlanError
 from deepinfer.manifest import Choice, LoraLimits
 from deepinfer.terminal import format_bytes

@@ -7,8 +7,8 @@ whole layers, and hands on one hidden state.
 from __future__ import annotations
 
 from deepinfer.checkpoint import ModelDims
-from deepinfer.compiler.target import TargetDevice
-from deepinfer.compiler.wishes import AS_ASKED, BuildWishes
+from deepinfer.compiler.options import AS_ASKED, BuildWishes
+from deepinfer.compiler.targets import TargetDevice
 from deepinfer.errors import PlanError
 from deepinfer.manifest import Choice, Parallelism
 

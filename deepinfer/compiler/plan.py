@@ -1,7 +1,7 @@
 """What will be built and why, decided before anything heavy loads.
 
 `make_plan` is pure: a device, a checkpoint and wishes in, a `BuildPlan` or a PlanError out. Each
-kind of device decides in a module of its own (`cpu_plan.py`, `gpu_plan.py`); here is what all
+kind of device decides in a module of its own (`plan_cpu.py`, `plan_gpu.py`); here is what all
 plans have in common.
 """
 
@@ -15,15 +15,15 @@ from types import MappingProxyType
 
 from deepinfer.adapter import Adapter, check_base
 from deepinfer.checkpoint import Checkpoint
-from deepinfer.compiler import cpu, cpu_plan, gpu, gpu_plan
+from deepinfer.compiler import cpu, gpu, plan_cpu, plan_gpu
 from deepinfer.compiler.budget import MemoryNeed
-from deepinfer.compiler.decisions import BuildNeed, Decisions
 from deepinfer.compiler.lora import record_adapter
+from deepinfer.compiler.options import AS_ASKED, BuildWishes
+from deepinfer.compiler.plan_types import BuildNeed, Decisions
 from deepinfer.compiler.published import find_published
 from deepinfer.compiler.roofline import Roofline
-from deepinfer.compiler.target import TargetDevice
+from deepinfer.compiler.targets import TargetDevice
 from deepinfer.compiler.tensorrt_llm_plan import TensorRtLlmPlan
-from deepinfer.compiler.wishes import AS_ASKED, BuildWishes
 from deepinfer.errors import PlanError
 from deepinfer.manifest import (
     AdapterRecord,
@@ -181,7 +181,7 @@ def _make_plan(
 ) -> BuildPlan:
     if adapter is not None:
         check_base(adapter, checkpoint)
-    decide = gpu_plan.decide if device.kind == "gpu" else cpu_plan.decide
+    decide = plan_gpu.decide if device.kind == "gpu" else plan_cpu.decide
     decided = decide(device, checkpoint, wishes)
     name = _choose_name(device, checkpoint, decided, wishes, adapter, built)
     need = decided.build if adapter is None else _with_merged_copy(decided.build, checkpoint)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from deepinfer.checkpoint import Checkpoint, ModelDims, Quantization
+from deepinfer.compiler.options import BuildWishes
 from deepinfer.compiler.outline import read_outline
 from deepinfer.compiler.plan import BuildPlan, make_plan
-from deepinfer.compiler.target import TargetDevice, resolve_target
+from deepinfer.compiler.targets import TargetDevice, resolve_target
 from deepinfer.compiler.tensorrt_llm_plan import TensorRtLlmPlan
-from deepinfer.compiler.wishes import BuildWishes
 from deepinfer.device import Cpu, Gpu, Machine
 from deepinfer.weights import Weights
 

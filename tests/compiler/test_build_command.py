@@ -21,10 +21,10 @@ from deepinfer.checkpoint import read_checkpoint
 from deepinfer.compiler import build as build_module
 from deepinfer.compiler import footprint, openvino, tokenizer_files
 from deepinfer.compiler.build import BuildResult
+from deepinfer.compiler.options import BuildWishes
 from deepinfer.compiler.plan import make_plan
 from deepinfer.compiler.progress import Progress
 from deepinfer.compiler.report import result_lines
-from deepinfer.compiler.wishes import BuildWishes
 from deepinfer.errors import BuildError
 from deepinfer.manifest import EngineFolder, find_damage, read_engine
 from tests.checkpoints import TEXT, make_checkpoint

@@ -10,9 +10,9 @@ import pytest
 
 from deepinfer.checkpoint import Checkpoint, Rope
 from deepinfer.compiler import cpu
+from deepinfer.compiler.options import AS_ASKED, BuildWishes
 from deepinfer.compiler.plan import BuildPlan, check_room, make_plan
-from deepinfer.compiler.target import TargetDevice
-from deepinfer.compiler.wishes import AS_ASKED, BuildWishes
+from deepinfer.compiler.targets import TargetDevice
 from deepinfer.errors import PlanError
 from deepinfer.manifest import Origin
 from tests.compiler.planning import (

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from deepinfer.compiler.options import AS_ASKED, read_wishes
 from deepinfer.compiler.plan import BuildPlan, make_plan
-from deepinfer.compiler.wishes import AS_ASKED, read_wishes
 from tests.compiler.planning import read_config, resolve
 
 RECIPES = Path(__file__).parent.parent.parent / "build" / "recipes"

@@ -24,9 +24,9 @@ from deepinfer.backends import tensorrt_reader as reader_module
 from deepinfer.backends import tensorrt_settings as settings_module
 from deepinfer.checkpoint import read_checkpoint
 from deepinfer.compiler import tensorrt_llm as compiler_module
+from deepinfer.compiler.options import BuildWishes
 from deepinfer.compiler.plan import BuildPlan, make_plan
-from deepinfer.compiler.target import resolve_target
-from deepinfer.compiler.wishes import BuildWishes
+from deepinfer.compiler.targets import resolve_target
 from deepinfer.device import read_machine
 from deepinfer.manifest import (
     EngineFolder,

@@ -24,10 +24,10 @@ import pytest
 from deepinfer.checkpoint import read_checkpoint
 from deepinfer.compiler.build_log import BuildLog
 from deepinfer.compiler.calibration import read_calibration_texts, write_calibration_folder
+from deepinfer.compiler.options import BuildWishes
 from deepinfer.compiler.plan import BuildPlan, make_plan
 from deepinfer.compiler.source_links import link_checkpoint
-from deepinfer.compiler.target import resolve_target
-from deepinfer.compiler.wishes import BuildWishes
+from deepinfer.compiler.targets import resolve_target
 from deepinfer.device import read_machine
 from tests.checkpoints import make_checkpoint
 from tests.contract.double.configs import MODEL_MAP, QuantConfig

@@ -9,7 +9,7 @@ import pytest
 
 from deepinfer.__main__ import main
 from deepinfer.commands import build
-from deepinfer.compiler.wishes import BuildWishes, read_wishes
+from deepinfer.compiler.options import BuildWishes, read_wishes
 from deepinfer.errors import ConfigError, PlanError
 
 RECIPES = sorted((Path(__file__).parent.parent.parent / "build" / "recipes").glob("*.yaml"))

@@ -21,7 +21,7 @@ from deepinfer.compiler.devices import (
     parse_capability,
     simplify_name,
 )
-from deepinfer.compiler.wishes import AS_ASKED, BackendWish
+from deepinfer.compiler.options import AS_ASKED, BackendWish
 from deepinfer.device import Gpu, Machine
 from deepinfer.errors import PlanError
 from deepinfer.terminal import format_bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deepinfer.compiler.limits import Limits
+from deepinfer.compiler.memory import Limits
 from deepinfer.compiler.roofline import Roofline
 from deepinfer.compiler.tensorrt_llm_plan import TensorRtLlmPlan
 from deepinfer.manifest import BackendName, Choice, LoraLimits, Parallelism, Record

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from deepinfer.checkpoint import Checkpoint
 from deepinfer.compiler.budget import Budget, MemoryModel, MemoryNeed
-from deepinfer.compiler.wishes import AS_ASKED, BuildWishes
+from deepinfer.compiler.options import AS_ASKED, BuildWishes
 from deepinfer.errors import PlanError
 from deepinfer.manifest import Choice, EngineLimits
 from deepinfer.terminal import format_bytes

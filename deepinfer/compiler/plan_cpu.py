@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from deepinfer.checkpoint import Checkpoint
 from deepinfer.compiler import cpu, footprint
 from deepinfer.compiler.budget import MemoryModel
-from deepinfer.compiler.decisions import BuildNeed, Decisions
-from deepinfer.compiler.limits import LimitRules, choose_limits
-from deepinfer.compiler.target import TargetDevice
-from deepinfer.compiler.wishes import AS_ASKED, BuildWishes
+from deepinfer.compiler.memory import LimitRules, choose_limits
+from deepinfer.compiler.options import AS_ASKED, BuildWishes
+from deepinfer.compiler.plan_types import BuildNeed, Decisions
+from deepinfer.compiler.targets import TargetDevice
 from deepinfer.errors import PlanError
 from deepinfer.manifest import CACHED_TOKENS_KEY, MIN_FULL_SEQUENCES, Choice
 

@@ -11,10 +11,10 @@ import pytest
 
 from deepinfer.checkpoint import Checkpoint, Rope
 from deepinfer.compiler import gpu_footprint
+from deepinfer.compiler.options import AS_ASKED
 from deepinfer.compiler.plan import BuildPlan, check_room
-from deepinfer.compiler.target import TargetDevice
+from deepinfer.compiler.targets import TargetDevice
 from deepinfer.compiler.tensorrt_llm_plan import TensorRtLlmPlan
-from deepinfer.compiler.wishes import AS_ASKED
 from deepinfer.errors import PlanError
 from deepinfer.manifest import Parallelism
 from tests.compiler.planning import (

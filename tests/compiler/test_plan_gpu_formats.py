@@ -9,7 +9,7 @@ import pytest
 
 from deepinfer.checkpoint import Checkpoint, Quantization
 from deepinfer.compiler.architectures import list_architectures
-from deepinfer.compiler.target import TargetDevice
+from deepinfer.compiler.targets import TargetDevice
 from deepinfer.errors import PlanError
 from tests.compiler.planning import (
     A100,

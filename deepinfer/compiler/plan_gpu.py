@@ -11,14 +11,14 @@ from deepinfer.compiler.architectures import Architecture
 from deepinfer.compiler.budget import TOKENS_PER_BLOCK, Budget, MemoryModel
 from deepinfer.compiler.calibration_plan import Calibration, choose_calibration
 from deepinfer.compiler.capabilities import Capability
-from deepinfer.compiler.decisions import BuildNeed, Decisions
 from deepinfer.compiler.devices import DRIVER_BYTES
-from deepinfer.compiler.limits import LimitRules, Limits, choose_limits
+from deepinfer.compiler.memory import LimitRules, Limits, choose_limits
+from deepinfer.compiler.options import AS_ASKED, BuildWishes
+from deepinfer.compiler.plan_types import BuildNeed, Decisions
 from deepinfer.compiler.published import find_published
 from deepinfer.compiler.roofline import Roofline, find_roofline
-from deepinfer.compiler.target import GpuTarget, TargetDevice
+from deepinfer.compiler.targets import GpuTarget, TargetDevice
 from deepinfer.compiler.tensorrt_llm_plan import TensorRtLlmPlan, choose_plugins
-from deepinfer.compiler.wishes import AS_ASKED, BuildWishes
 from deepinfer.errors import PlanError
 from deepinfer.manifest import Choice, LoraLimits, Parallelism
 from deepinfer.terminal import format_bytes
