@@ -18,7 +18,7 @@ import click
 if TYPE_CHECKING:
     from deepinfer.adapter import Adapter
     from deepinfer.checkpoint import Checkpoint
-    from deepinfer.compiler.options import BuildWishes
+    from deepinfer.compiler.options import BuildOptions
     from deepinfer.compiler.plan import BuildPlan
     from deepinfer.compiler.progress import Progress
     from deepinfer.compiler.targets import TargetDevice
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 EXIT_TERMINATED = 143  # 128 + SIGTERM, as shells report it
 
 
-class WishOption(click.Option):
-    """An option whose choices and default stand in the model of wishes."""
+class BuildOption(click.Option):
+    """An option whose choices and default stand in the model of options."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        from deepinfer.compiler.options import BuildWishes, describe_values
+        from deepinfer.compiler.options import BuildOptions, describe_values
 
-        field = BuildWishes.model_fields[str(self.name)]
+        field = BuildOptions.model_fields[str(self.name)]
         self.metavar = describe_values(field)
         self.help = f"{field.description}."
         if field.default is not None and not field.is_required():
@@ -41,25 +41,25 @@ class WishOption(click.Option):
 
 
 @click.command()
-@click.option("--model", cls=WishOption)
-@click.option("--revision", cls=WishOption)
-@click.option("--lora", cls=WishOption)
-@click.option("--output", cls=WishOption)
-@click.option("--name", cls=WishOption)
-@click.option("--backend", cls=WishOption)
-@click.option("--precision", cls=WishOption)
-@click.option("--kv-cache-precision", cls=WishOption)
-@click.option("--group-size", cls=WishOption)
-@click.option("--target", cls=WishOption)
-@click.option("--max-batch-size", cls=WishOption)
-@click.option("--max-input-len", cls=WishOption)
-@click.option("--max-seq-len", cls=WishOption)
-@click.option("--max-num-tokens", cls=WishOption)
-@click.option("--tensor-parallel-size", cls=WishOption)
-@click.option("--pipeline-parallel-size", cls=WishOption)
-@click.option("--max-lora-rank", cls=WishOption)
-@click.option("--max-loras", cls=WishOption)
-@click.option("--calib-data", cls=WishOption)
+@click.option("--model", cls=BuildOption)
+@click.option("--revision", cls=BuildOption)
+@click.option("--lora", cls=BuildOption)
+@click.option("--output", cls=BuildOption)
+@click.option("--name", cls=BuildOption)
+@click.option("--backend", cls=BuildOption)
+@click.option("--precision", cls=BuildOption)
+@click.option("--kv-cache-precision", cls=BuildOption)
+@click.option("--group-size", cls=BuildOption)
+@click.option("--target", cls=BuildOption)
+@click.option("--max-batch-size", cls=BuildOption)
+@click.option("--max-input-len", cls=BuildOption)
+@click.option("--max-seq-len", cls=BuildOption)
+@click.option("--max-num-tokens", cls=BuildOption)
+@click.option("--tensor-parallel-size", cls=BuildOption)
+@click.option("--pipeline-parallel-size", cls=BuildOption)
+@click.option("--max-lora-rank", cls=BuildOption)
+@click.option("--max-loras", cls=BuildOption)
+@click.option("--calib-data", cls=BuildOption)
 @click.option(
     "--recipe",
     type=click.Path(path_type=Path),
@@ -115,17 +115,17 @@ def build(
     **flags: Any,
 ) -> None:
     """Compile a Hugging Face checkpoint into an engine."""
-    from deepinfer.compiler.options import read_wishes
+    from deepinfer.compiler.options import read_options
     from deepinfer.compiler.plan import check_room, make_plan
     from deepinfer.compiler.report import plan_as_json
     from deepinfer.manifest import find_origins
 
-    wishes = read_wishes(recipe, flags)
-    device, checkpoint, adapter = _read_sources(wishes, is_build=not (is_dry_run or is_comparison))
+    options = read_options(recipe, flags)
+    device, checkpoint, adapter = _read_sources(options, is_build=not (is_dry_run or is_comparison))
     if is_comparison:
-        _print_comparison(device, checkpoint, wishes, adapter, is_json=is_json)
+        _print_comparison(device, checkpoint, options, adapter, is_json=is_json)
         return
-    plan = make_plan(device, checkpoint, wishes, adapter, find_origins(wishes.output))
+    plan = make_plan(device, checkpoint, options, adapter, find_origins(options.output))
     if is_dry_run:
         if is_json:
             _print_json(plan_as_json(plan))
@@ -136,11 +136,11 @@ def build(
         _print_plan(plan)
     check_room(plan)
     with _clean_exit_on_sigterm():
-        _build(wishes, checkpoint, adapter, plan, is_forced=is_forced, is_json=is_json)
+        _build(options, checkpoint, adapter, plan, is_forced=is_forced, is_json=is_json)
 
 
 def _read_sources(
-    wishes: BuildWishes, *, is_build: bool
+    options: BuildOptions, *, is_build: bool
 ) -> tuple[TargetDevice, Checkpoint, Adapter | None]:
     """The device, the checkpoint and the adapter; only a build needs the card and the weights."""
     from deepinfer.compiler import cpu
@@ -153,16 +153,16 @@ def _read_sources(
     from deepinfer.trtllm_release import installed_version
 
     device = resolve_target(
-        wishes.target,
+        options.target,
         read_machine(),
-        free_disk_bytes(wishes.output),
-        backend=wishes.backend,
+        free_disk_bytes(options.output),
+        backend=options.backend,
         has_tensorrt_llm=installed_version() is not None,
     )
     if is_build:
         require_here(device)
     try:
-        checkpoint = find_checkpoint(wishes.model, wishes.revision, needs_weights=is_build)
+        checkpoint = find_checkpoint(options.model, options.revision, needs_weights=is_build)
     except UnreadableModel as error:
         # What is missing says less than that no model of this kind can be built.
         if device.kind == "gpu":
@@ -170,12 +170,12 @@ def _read_sources(
         else:
             cpu.check_architecture(error.architecture)
         raise
-    adapter = find_adapter(wishes.lora) if wishes.lora else None
+    adapter = find_adapter(options.lora) if options.lora else None
     return device, checkpoint, adapter
 
 
 def _build(
-    wishes: BuildWishes,
+    options: BuildOptions,
     checkpoint: Checkpoint,
     adapter: Adapter | None,
     plan: BuildPlan,
@@ -201,11 +201,11 @@ def _build(
     result = build_engine(
         plan,
         checkpoint,
-        wishes.output,
+        options.output,
         progress,
         adapter=adapter,
         is_forced=is_forced,
-        is_name_asked=wishes.name is not None,
+        is_name_asked=options.name is not None,
     )
     if is_json:
         _print_json(result_as_json(plan, result))
@@ -230,7 +230,7 @@ def _print_plan(plan: BuildPlan) -> None:
 def _print_comparison(
     device: TargetDevice,
     checkpoint: Checkpoint,
-    wishes: BuildWishes,
+    options: BuildOptions,
     adapter: Adapter | None,
     *,
     is_json: bool,
@@ -240,9 +240,9 @@ def _print_comparison(
     from deepinfer.errors import PlanError
     from deepinfer.terminal import print_table
 
-    estimates = compare_precisions(device, checkpoint, wishes, adapter)
+    estimates = compare_precisions(device, checkpoint, options, adapter)
     try:
-        chosen = make_plan(device, checkpoint, wishes, adapter).precision
+        chosen = make_plan(device, checkpoint, options, adapter).precision
     except PlanError:
         chosen = None  # the table says of each why
     if is_json:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from deepinfer.checkpoint import Checkpoint
 from deepinfer.compiler import gpu_footprint
-from deepinfer.compiler.options import BuildWishes
+from deepinfer.compiler.options import BuildOptions
 from deepinfer.compiler.published import find_published
 from deepinfer.compiler.targets import TargetDevice
 from deepinfer.compiler.tensorrt_llm_plan import (
@@ -34,14 +34,14 @@ def choose_calibration(
     checkpoint: Checkpoint,
     precision: str,
     kv_cache_precision: str,
-    wishes: BuildWishes,
+    options: BuildOptions,
 ) -> tuple[Calibration, tuple[Choice, ...]]:
     """Raises PlanError for calibration data that would not be read."""
     obstacle = _why_none(checkpoint, precision, kv_cache_precision)
     if obstacle is not None:
-        if wishes.calib_data is not None:
+        if options.calib_data is not None:
             raise PlanError(
-                f"`--calib-data {wishes.calib_data}` would not be read: {obstacle}",
+                f"`--calib-data {options.calib_data}` would not be read: {obstacle}",
                 hint="leave it away",
             )
         return Calibration(is_needed=False), ()

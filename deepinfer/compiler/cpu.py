@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from deepinfer.checkpoint import Checkpoint, ModelDims
 from deepinfer.compiler.footprint import BITS, expert_size
-from deepinfer.compiler.options import AS_ASKED, BuildWishes
+from deepinfer.compiler.options import AS_ASKED, BuildOptions
 from deepinfer.compiler.targets import TargetDevice
 from deepinfer.errors import PlanError
 from deepinfer.manifest import Choice
@@ -83,15 +83,15 @@ def check_checkpoint(checkpoint: Checkpoint) -> None:
         )
 
 
-def choose_precision(checkpoint: Checkpoint, wishes: BuildWishes) -> Choice:
+def choose_precision(checkpoint: Checkpoint, options: BuildOptions) -> Choice:
     """Raises PlanError for a precision that CPUs do not have."""
-    if wishes.precision in ("fp8", "nvfp4"):
+    if options.precision in ("fp8", "nvfp4"):
         raise PlanError(
-            f"`--precision {wishes.precision}` needs GPU tensor cores; no CPU computes in it",
+            f"`--precision {options.precision}` needs GPU tensor cores; no CPU computes in it",
             hint="`--precision int8`, or int4 for the least memory",
         )
-    if wishes.precision != "auto":
-        return Choice(name="precision", value=wishes.precision, reason=AS_ASKED)
+    if options.precision != "auto":
+        return Choice(name="precision", value=options.precision, reason=AS_ASKED)
     candidates = {
         precision: cost
         for precision, cost in PERPLEXITY_COST.items()
@@ -109,29 +109,29 @@ def choose_precision(checkpoint: Checkpoint, wishes: BuildWishes) -> Choice:
 
 
 def choose_kv_cache_precision(
-    device: TargetDevice, checkpoint: Checkpoint, precision: str, wishes: BuildWishes
+    device: TargetDevice, checkpoint: Checkpoint, precision: str, options: BuildOptions
 ) -> Choice:
     """Raises PlanError for a KV cache that this CPU cannot compute with."""
     name = "kv_cache_precision"
-    wish = wishes.kv_cache_precision
-    if wish == "fp8":
+    requested = options.kv_cache_precision
+    if requested == "fp8":
         raise PlanError(
             "`--kv-cache-precision fp8` needs GPU tensor cores", hint="`--kv-cache-precision int8`"
         )
-    if wish == "bf16" and not device.has_native_bf16:
+    if requested == "bf16" and not device.has_native_bf16:
         raise PlanError(
             f"`--kv-cache-precision bf16` needs a CPU with bf16 instructions; {device.name} has "
             "none",
             hint="`--kv-cache-precision int8`, or fp16 or fp32",
         )
-    if wish == "bf16" and precision in ("fp32", "fp16"):
+    if requested == "bf16" and precision in ("fp32", "fp16"):
         raise PlanError(
             f"`--kv-cache-precision bf16` goes with arithmetic in bf16; {precision} weights are "
             "computed in fp32",
             hint="`--kv-cache-precision int8`, or fp16 or fp32",
         )
-    if wish != "auto":
-        return Choice(name=name, value=wish, reason=AS_ASKED)
+    if requested != "auto":
+        return Choice(name=name, value=requested, reason=AS_ASKED)
     if precision == "fp32":
         return Choice(name=name, value="fp32", reason="fp32 weights are there for exact arithmetic")
     if checkpoint.has_key_bias:
@@ -175,19 +175,19 @@ def choose_activation_group_size(precision: str, int4_group_size: int | None) ->
     return Choice(name="activation_group_size", value=str(size), reason=reason)
 
 
-def choose_group_size(checkpoint: Checkpoint, wishes: BuildWishes) -> Choice:
+def choose_group_size(checkpoint: Checkpoint, options: BuildOptions) -> Choice:
     """How many int4 weights share a scale. Raises PlanError when a matrix cannot be cut so."""
     widths = _row_widths(checkpoint.dims)
     fitting = [size for size in GROUP_SIZES if _divides(size, widths)]
     fitting_text = ", ".join(map(str, fitting))
-    if wishes.group_size is not None:
+    if options.group_size is not None:
         for name, width in widths.items():
-            if width % wishes.group_size:
+            if width % options.group_size:
                 raise PlanError(
-                    f"group size {wishes.group_size} does not divide the {name} {width:,}",
+                    f"group size {options.group_size} does not divide the {name} {width:,}",
                     hint=f"`--group-size` of {fitting_text}" if fitting else "`--precision int8`",
                 )
-        return Choice(name="group_size", value=str(wishes.group_size), reason=AS_ASKED)
+        return Choice(name="group_size", value=str(options.group_size), reason=AS_ASKED)
     if not fitting:
         narrow = ", ".join(f"{name} {width:,}" for name, width in widths.items())
         raise PlanError(

@@ -17,7 +17,7 @@ from deepinfer.compiler.capabilities import (
     find_capability,
 )
 from deepinfer.compiler.memory import DEFAULT_MAX_SEQ_LEN
-from deepinfer.compiler.options import AS_ASKED, BuildWishes
+from deepinfer.compiler.options import AS_ASKED, BuildOptions
 from deepinfer.compiler.targets import TargetDevice
 from deepinfer.errors import PlanError
 from deepinfer.manifest import Choice
@@ -104,21 +104,21 @@ def capability_of(device: TargetDevice) -> Capability:
 def choose_precision(
     capability: Capability,
     checkpoint: Checkpoint,
-    wishes: BuildWishes,
+    options: BuildOptions,
     count_sequences: Callable[[str, int], int],
 ) -> Choice:
-    """`count_sequences` says how many sequences of a length the card holds in a precision.
+    """`count_sequences(precision, seq_len)` returns how many such sequences the whole card holds.
 
-    It is of the card and not of what is free today, so that the same wish is the same engine, and
-    0 when what else was asked for does not fit. Raises PlanError for a precision that this GPU or
-    this checkpoint does not have.
+    It counts the card's total memory and not what is free today, so that the same options give the
+    same engine, and returns 0 when the other options do not fit. Raises PlanError for a precision
+    that this GPU or this checkpoint does not have.
     """
     if checkpoint.quantization is not None:
-        return _keep_precision(capability, checkpoint, checkpoint.quantization, wishes)
-    name, wish = "precision", wishes.precision
-    if wish != "auto":
-        _check_precision(capability, checkpoint, wish, is_experimental=wishes.experimental)
-        return Choice(name=name, value=wish, reason=AS_ASKED)
+        return _keep_precision(capability, checkpoint, checkpoint.quantization, options)
+    name, requested = "precision", options.precision
+    if requested != "auto":
+        _check_precision(capability, checkpoint, requested, is_experimental=options.experimental)
+        return Choice(name=name, value=requested, reason=AS_ASKED)
     own = "fp16" if checkpoint.precision == "fp16" else "bf16"
     if not capability.has_fp8:
         reason = f"{capability.name} ({capability.generation}) has no FP8 tensor cores"
@@ -155,7 +155,7 @@ def list_precisions(capability: Capability, checkpoint: Checkpoint) -> list[str]
 
 
 def _keep_precision(
-    capability: Capability, checkpoint: Checkpoint, found: Quantization, wishes: BuildWishes
+    capability: Capability, checkpoint: Checkpoint, found: Quantization, options: BuildOptions
 ) -> Choice:
     """That of a checkpoint of ModelOpt's, which has its scales and needs no calibration."""
     precision = PRECISION_OF_ALGO.get(found.quant_algo)
@@ -165,14 +165,14 @@ def _keep_precision(
             "ModelOpt's FP8 and NVFP4",
             hint=UNQUANTIZED,
         )
-    if wishes.precision not in ("auto", precision):
+    if options.precision not in ("auto", precision):
         raise PlanError(
-            f"`--precision {wishes.precision}`: `{checkpoint.id}` is quantised to "
+            f"`--precision {options.precision}`: `{checkpoint.id}` is quantised to "
             f"{found.quant_algo} already",
             hint=f"`--precision {precision}`, or give the checkpoint that it was made from",
         )
-    _check_precision(capability, checkpoint, precision, is_experimental=wishes.experimental)
-    if wishes.precision == precision:
+    _check_precision(capability, checkpoint, precision, is_experimental=options.experimental)
+    if options.precision == precision:
         return Choice(name="precision", value=precision, reason=AS_ASKED)
     reason = f"the checkpoint's own: ModelOpt quantised it to {found.quant_algo}"
     return Choice(name="precision", value=precision, reason=reason)
@@ -210,30 +210,30 @@ def _check_precision(
 
 
 def choose_kv_cache_precision(
-    capability: Capability, checkpoint: Checkpoint, precision: str, wishes: BuildWishes
+    capability: Capability, checkpoint: Checkpoint, precision: str, options: BuildOptions
 ) -> Choice:
     """Raises PlanError for a KV cache that does not go with these weights."""
-    name, wish = "kv_cache_precision", wishes.kv_cache_precision
+    name, requested = "kv_cache_precision", options.kv_cache_precision
     own = base_precision(checkpoint, precision)
-    if wish in ("fp32", "int8"):
+    if requested in ("fp32", "int8"):
         raise PlanError(
-            f"`--kv-cache-precision {wish}` would switch paged attention off, and with it the "
+            f"`--kv-cache-precision {requested}` would switch paged attention off, and with it the "
             "reuse of prompts",
             hint=f"`--kv-cache-precision {'fp8' if precision in ('fp8', 'nvfp4') else own}`",
         )
     if _has_fp8_cache(capability, checkpoint):
-        return _keep_fp8_cache(checkpoint, wish)
-    if wish == "auto":
+        return _keep_fp8_cache(checkpoint, requested)
+    if requested == "auto":
         return _best_kv_cache(checkpoint, precision, own)
-    if wish == "fp8":
-        _check_fp8_cache(precision, own, is_experimental=wishes.experimental)
-    elif wish != own:
+    if requested == "fp8":
+        _check_fp8_cache(precision, own, is_experimental=options.experimental)
+    elif requested != own:
         raise PlanError(
-            f"`--kv-cache-precision {wish}`: beside fp8, the cache has the type that the engine "
+            f"`--kv-cache-precision {requested}`: the cache is fp8 or has the type that the engine "
             f"computes in, {own}",
             hint=f"`--kv-cache-precision {own}`",
         )
-    return Choice(name=name, value=wish, reason=AS_ASKED)
+    return Choice(name=name, value=requested, reason=AS_ASKED)
 
 
 def base_precision(checkpoint: Checkpoint, precision: str) -> str:
@@ -262,13 +262,13 @@ def _has_fp8_cache(capability: Capability, checkpoint: Checkpoint) -> bool:
     return True
 
 
-def _keep_fp8_cache(checkpoint: Checkpoint, wish: str) -> Choice:
-    if wish not in ("auto", "fp8"):
+def _keep_fp8_cache(checkpoint: Checkpoint, requested: str) -> Choice:
+    if requested not in ("auto", "fp8"):
         raise PlanError(
-            f"`--kv-cache-precision {wish}`: `{checkpoint.id}` is calibrated for an fp8 cache",
+            f"`--kv-cache-precision {requested}`: `{checkpoint.id}` is calibrated for an fp8 cache",
             hint="`--kv-cache-precision fp8`",
         )
-    reason = AS_ASKED if wish == "fp8" else "the checkpoint's own: ModelOpt calibrated it"
+    reason = AS_ASKED if requested == "fp8" else "the checkpoint's own: ModelOpt calibrated it"
     return Choice(name="kv_cache_precision", value="fp8", reason=reason)
 
 

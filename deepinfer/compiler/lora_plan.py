@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from deepinfer.adapter import adaptable_modules
 from deepinfer.checkpoint import Checkpoint
-from deepinfer.compiler.options import AS_ASKED, BuildWishes
+from deepinfer.compiler.options import AS_ASKED, BuildOptions
 from deepinfer.errors import PlanError
 from deepinfer.manifest import Choice, LoraLimits
 from deepinfer.terminal import format_bytes
@@ -16,14 +16,14 @@ DEFAULT_MAX_LORAS = 4
 
 
 def choose_lora(
-    checkpoint: Checkpoint, wishes: BuildWishes
+    checkpoint: Checkpoint, options: BuildOptions
 ) -> tuple[LoraLimits | None, tuple[Choice, ...]]:
     """None without `--max-lora-rank`: an engine that adapts costs memory and some speed.
 
-    Raises PlanError for wishes without it, and for a model with no layer that could be adapted.
+    Raises PlanError for options without it, and for a model with no layer that could be adapted.
     """
-    if wishes.max_lora_rank is None:
-        if wishes.max_loras is not None:
+    if options.max_lora_rank is None:
+        if options.max_loras is not None:
             raise PlanError(
                 "`--max-loras` is for engines that take adapters",
                 hint="add `--max-lora-rank`, such as `--max-lora-rank 64`",
@@ -36,22 +36,22 @@ def choose_lora(
             hint="merge the adapter with `--lora`, and leave `--max-lora-rank` away",
         )
     limits = LoraLimits(
-        max_rank=wishes.max_lora_rank,
-        max_loras=wishes.max_loras or DEFAULT_MAX_LORAS,
+        max_rank=options.max_lora_rank,
+        max_loras=options.max_loras or DEFAULT_MAX_LORAS,
         num_layers=checkpoint.dims.num_layers,
         module_shapes=modules,
     )
-    return limits, _explain(limits, wishes)
+    return limits, _explain(limits, options)
 
 
-def _explain(limits: LoraLimits, wishes: BuildWishes) -> tuple[Choice, ...]:
+def _explain(limits: LoraLimits, options: BuildOptions) -> tuple[Choice, ...]:
     each = f"{format_bytes(limits.adapter_bytes)} each at the highest rank, held in memory"
     return (
         Choice(name="max_lora_rank", value=str(limits.max_rank), reason=AS_ASKED),
         Choice(
             name="max_loras",
             value=str(limits.max_loras),
-            reason=AS_ASKED if wishes.max_loras else each,
+            reason=AS_ASKED if options.max_loras else each,
         ),
         Choice(
             name="lora_modules",

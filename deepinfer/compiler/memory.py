@@ -1,6 +1,6 @@
 """How long, how many and how much at once: the limits of an engine, fitted into memory.
 
-Pure. Every wish that does not fit is refused with the number that would.
+Pure. Every option that does not fit is refused with the value that would.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from deepinfer.checkpoint import Checkpoint
 from deepinfer.compiler.budget import Budget, MemoryModel, MemoryNeed
-from deepinfer.compiler.options import AS_ASKED, BuildWishes
+from deepinfer.compiler.options import AS_ASKED, BuildOptions
 from deepinfer.errors import PlanError
 from deepinfer.manifest import Choice, EngineLimits
 from deepinfer.terminal import format_bytes
@@ -67,7 +67,7 @@ class _Fit:
 
 def choose_limits(
     checkpoint: Checkpoint,
-    wishes: BuildWishes,
+    options: BuildOptions,
     rules: LimitRules,
     memory: MemoryModel,
     others: Mapping[str, MemoryModel],
@@ -77,23 +77,23 @@ def choose_limits(
     Raises PlanError for limits that contradict the model, each other or the memory.
     """
     positions = _count_positions(checkpoint, rules)
-    usual = _choose_usual_seq_len(checkpoint, wishes, positions, rules)
-    longest_step = 0 if rules.is_chunked else (wishes.max_input_len or int(usual.value) - 1)
-    num_tokens = wishes.max_num_tokens or max(rules.max_num_tokens, longest_step)
+    usual = _choose_usual_seq_len(checkpoint, options, positions, rules)
+    longest_step = 0 if rules.is_chunked else (options.max_input_len or int(usual.value) - 1)
+    num_tokens = options.max_num_tokens or max(rules.max_num_tokens, longest_step)
     budget = Budget(memory, int(usual.value), num_tokens, rules.sharing, rules.num_cached_full)
-    seq = _lengthen(usual, budget, checkpoint, wishes, positions, rules)
+    seq = _lengthen(usual, budget, checkpoint, options, positions, rules)
     max_seq_len = int(seq.value)
-    max_input = _choose_max_input_len(max_seq_len, wishes)
+    max_input = _choose_max_input_len(max_seq_len, options)
     # A longer sequence does not make the others longer: they share what one full one takes.
     sharing = rules.sharing * max(1, max_seq_len // budget.max_seq_len)
     budget = replace(budget, max_seq_len=max_seq_len, sharing=sharing)
     fit = _Fit(budget, rules, positions, others)
-    batch = _choose_max_batch_size(fit, wishes)
+    batch = _choose_max_batch_size(fit, options)
     batch_size = int(batch.value)
-    max_tokens = _choose_max_num_tokens(batch_size, max_seq_len, num_tokens, rules, wishes)
+    max_tokens = _choose_max_num_tokens(batch_size, max_seq_len, num_tokens, rules, options)
     _check_step(int(max_tokens.value), int(max_input.value), rules)
     choices = (seq, max_input, batch, max_tokens)
-    is_lengthened = rules.min_full_sequences is not None and wishes.max_seq_len is None
+    is_lengthened = rules.min_full_sequences is not None and options.max_seq_len is None
     can_vary = ("max_batch_size", *(("max_seq_len", "max_input_len") if is_lengthened else ()))
     return Limits(
         engine=EngineLimits(
@@ -120,26 +120,27 @@ def _count_positions(checkpoint: Checkpoint, rules: LimitRules) -> int:
 
 
 def _choose_usual_seq_len(
-    checkpoint: Checkpoint, wishes: BuildWishes, positions: int, rules: LimitRules
+    checkpoint: Checkpoint, options: BuildOptions, positions: int, rules: LimitRules
 ) -> Choice:
     """The length that is asked for, or that most requests need."""
     name = "max_seq_len"
     ending = _why_positions_end(checkpoint, positions, rules)
-    wish = wishes.max_seq_len
-    if wish is not None:
-        if wish > positions:
+    requested = options.max_seq_len
+    if requested is not None:
+        if requested > positions:
             raise PlanError(
-                f"`--max-seq-len {wish}` is beyond the model's {positions:,} positions{ending}",
+                f"`--max-seq-len {requested}` is beyond the model's {positions:,} positions"
+                f"{ending}",
                 hint=f"`--max-seq-len {positions}`",
             )
-        return Choice(name=name, value=str(wish), reason=AS_ASKED)
-    if wishes.max_input_len is not None and wishes.max_input_len >= positions:
+        return Choice(name=name, value=str(requested), reason=AS_ASKED)
+    if options.max_input_len is not None and options.max_input_len >= positions:
         raise PlanError(
-            f"`--max-input-len {wishes.max_input_len}` leaves no room for an answer in the "
+            f"`--max-input-len {options.max_input_len}` leaves no room for an answer in the "
             f"model's {positions:,} positions{ending}",
             hint=f"`--max-input-len {positions - 1}` or lower",
         )
-    longest_input = wishes.max_input_len or 0
+    longest_input = options.max_input_len or 0
     wanted = max(DEFAULT_MAX_SEQ_LEN, longest_input + DEFAULT_ANSWER_LEN)
     if wanted >= positions:
         reason = f"all of the model's positions{ending}"
@@ -155,7 +156,7 @@ def _lengthen(
     usual: Choice,
     budget: Budget,
     checkpoint: Checkpoint,
-    wishes: BuildWishes,
+    options: BuildOptions,
     positions: int,
     rules: LimitRules,
 ) -> Choice:
@@ -169,8 +170,8 @@ def _lengthen(
     # Beyond its window a model would attend to what it never saw in training.
     window = None if rules.has_sliding_window else checkpoint.sliding_window
     longest = min(positions, window or positions)
-    batch_size = wishes.max_batch_size or 1
-    num_full = min(num_full, wishes.max_batch_size or num_full)
+    batch_size = options.max_batch_size or 1
+    num_full = min(num_full, options.max_batch_size or num_full)
     powers = (1 << exponent for exponent in range(longest.bit_length() - 1, 0, -1))
     for length in (longest, *powers):
         if length <= int(usual.value):
@@ -208,28 +209,29 @@ def _why_positions_end(checkpoint: Checkpoint, positions: int, rules: LimitRules
     return ""
 
 
-def _choose_max_input_len(max_seq_len: int, wishes: BuildWishes) -> Choice:
+def _choose_max_input_len(max_seq_len: int, options: BuildOptions) -> Choice:
     name = "max_input_len"
-    wish = wishes.max_input_len
-    if wish is None:
+    requested = options.max_input_len
+    if requested is None:
         reason = "all of a sequence but one token of answer"
         return Choice(name=name, value=str(max_seq_len - 1), reason=reason)
-    if wish >= max_seq_len:
+    if requested >= max_seq_len:
         raise PlanError(
-            f"`--max-input-len {wish}` leaves no room for an answer in max_seq_len {max_seq_len}",
+            f"`--max-input-len {requested}` leaves no room for an answer in max_seq_len "
+            f"{max_seq_len}",
             hint=f"`--max-input-len {max_seq_len - 1}` or lower",
         )
-    return Choice(name=name, value=str(wish), reason=AS_ASKED)
+    return Choice(name=name, value=str(requested), reason=AS_ASKED)
 
 
-def _choose_max_batch_size(fit: _Fit, wishes: BuildWishes) -> Choice:
+def _choose_max_batch_size(fit: _Fit, options: BuildOptions) -> Choice:
     name = "max_batch_size"
     budget, rules = fit.budget, fit.rules
-    wish = wishes.max_batch_size
-    if wish is not None:
-        if wish > budget.num_sequences:
-            raise _does_not_fit(fit, wish)
-        return Choice(name=name, value=str(wish), reason=AS_ASKED)
+    requested = options.max_batch_size
+    if requested is not None:
+        if requested > budget.num_sequences:
+            raise _does_not_fit(fit, requested)
+        return Choice(name=name, value=str(requested), reason=AS_ASKED)
     if budget.num_sequences < 1:
         raise _does_not_fit(fit, 1)
     if budget.num_sequences >= rules.max_batch_size:
@@ -249,27 +251,27 @@ def _count_sequences(budget: Budget) -> str:
 
 
 def _choose_max_num_tokens(
-    batch_size: int, max_seq_len: int, default: int, rules: LimitRules, wishes: BuildWishes
+    batch_size: int, max_seq_len: int, default: int, rules: LimitRules, options: BuildOptions
 ) -> Choice:
     name = "max_num_tokens"
     most = batch_size * max_seq_len
-    wish = wishes.max_num_tokens
-    if wish is None:
+    requested = options.max_num_tokens
+    if requested is None:
         value = min(max(default, batch_size), most)
         return Choice(name=name, value=str(value), reason=rules.num_tokens_reason)
-    if wish < batch_size:
+    if requested < batch_size:
         raise PlanError(
-            f"`--max-num-tokens {wish}` is below max_batch_size {batch_size}: each running "
+            f"`--max-num-tokens {requested}` is below max_batch_size {batch_size}: each running "
             "sequence takes one token of every step",
-            hint=f"`--max-batch-size {wish}`, or `--max-num-tokens {batch_size}` or more",
+            hint=f"`--max-batch-size {requested}`, or `--max-num-tokens {batch_size}` or more",
         )
-    if wish > most:
+    if requested > most:
         raise PlanError(
-            f"`--max-num-tokens {wish}` is more than {batch_size} sequences of {max_seq_len:,} "
-            "tokens have",
+            f"`--max-num-tokens {requested}` is more than {batch_size} sequences of "
+            f"{max_seq_len:,} tokens have",
             hint=f"`--max-num-tokens {most}` or lower",
         )
-    return Choice(name=name, value=str(wish), reason=AS_ASKED)
+    return Choice(name=name, value=str(requested), reason=AS_ASKED)
 
 
 def _check_step(max_num_tokens: int, max_input_len: int, rules: LimitRules) -> None:

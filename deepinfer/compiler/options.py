@@ -19,12 +19,12 @@ from deepinfer.validation import describe_rule, show_value, suggest
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "fp8", "nvfp4", "int8", "int4"]
 KvCachePrecision = Literal["auto", "fp32", "fp16", "bf16", "fp8", "int8"]
-BackendWish = Literal["auto", "tensorrt-llm", "openvino"]
+RequestedBackend = Literal["auto", "tensorrt-llm", "openvino"]
 
-AS_ASKED = "as asked"  # the reason of a choice that was a wish
+AS_ASKED = "as asked"  # the reason of a choice that an option made
 
 
-class BuildWishes(BaseModel):
+class BuildOptions(BaseModel):
     """One build as asked for. None and `auto` leave the choice to the planner."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,7 +36,9 @@ class BuildWishes(BaseModel):
     )
     output: Path = Field(Path("engines"), description="Folder of engines")
     name: str | None = Field(None, description="Name of the engine; from the model when not given")
-    backend: BackendWish = Field("auto", description="Library that compiles and runs the engine")
+    backend: RequestedBackend = Field(
+        "auto", description="Library that compiles and runs the engine"
+    )
     precision: Precision = Field("auto", description="Type of the weights")
     kv_cache_precision: KvCachePrecision = Field("auto", description="Type of the KV cache")
     group_size: int | None = Field(None, ge=1, description="Weights that share a scale, for int4")
@@ -86,20 +88,20 @@ def describe_values(field: FieldInfo) -> str:
     return "N" if int in kinds else "TEXT"
 
 
-def read_wishes(recipe: Path | None, flags: Mapping[str, Any]) -> BuildWishes:
+def read_options(recipe: Path | None, flags: Mapping[str, Any]) -> BuildOptions:
     """Merge `flags` over `recipe`; a flag that is None was not given.
 
     Raises ConfigError for a recipe that cannot be read, an unknown key or a value of a wrong kind.
     """
-    wishes = _read_recipe(recipe) if recipe else {}
-    wishes.update({key: value for key, value in flags.items() if value is not None})
-    if "model" not in wishes:
+    options = _read_recipe(recipe) if recipe else {}
+    options.update({key: value for key, value in flags.items() if value is not None})
+    if "model" not in options:
         raise ConfigError(
             "no model is given",
             hint="`--model <hub id | folder | sample>`, or `model:` in the recipe",
         )
     try:
-        return BuildWishes.model_validate(wishes)
+        return BuildOptions.model_validate(options)
     except ValidationError as error:
         raise _as_config_error(error, recipe) from error
 
@@ -118,10 +120,10 @@ def _read_recipe(path: Path) -> dict[str, Any]:
             hint="write one `key: value` a line, such as `precision: int8`",
         )
     for key in loaded:
-        if key not in BuildWishes.model_fields:
+        if key not in BuildOptions.model_fields:
             raise ConfigError(
                 f"recipe `{path}` has an unknown key `{key}`",
-                hint=suggest(str(key).replace("-", "_"), BuildWishes.model_fields),
+                hint=suggest(str(key).replace("-", "_"), BuildOptions.model_fields),
             )
     return loaded
 

@@ -7,7 +7,7 @@ whole layers, and hands on one hidden state.
 from __future__ import annotations
 
 from deepinfer.checkpoint import ModelDims
-from deepinfer.compiler.options import AS_ASKED, BuildWishes
+from deepinfer.compiler.options import AS_ASKED, BuildOptions
 from deepinfer.compiler.targets import TargetDevice
 from deepinfer.errors import PlanError
 from deepinfer.manifest import Choice, Parallelism
@@ -16,12 +16,12 @@ NO_PEER_ACCESS_ENV = {"NCCL_P2P_DISABLE": "1"}
 
 
 def choose_parallelism(
-    device: TargetDevice, dims: ModelDims, wishes: BuildWishes
+    device: TargetDevice, dims: ModelDims, options: BuildOptions
 ) -> tuple[Parallelism, tuple[Choice, ...]]:
     """Raises PlanError for a cut that the model or the machine does not allow."""
     parallelism = Parallelism(
-        tensor_parallel_size=wishes.tensor_parallel_size,
-        pipeline_parallel_size=wishes.pipeline_parallel_size,
+        tensor_parallel_size=options.tensor_parallel_size,
+        pipeline_parallel_size=options.pipeline_parallel_size,
     )
     obstacle = find_obstacle(parallelism, dims)
     if obstacle:

@@ -1,6 +1,6 @@
 """What will be built and why, decided before anything heavy loads.
 
-`make_plan` is pure: a device, a checkpoint and wishes in, a `BuildPlan` or a PlanError out. Each
+`make_plan` is pure: a device, a checkpoint and options in, a `BuildPlan` or a PlanError out. Each
 kind of device decides in a module of its own (`plan_cpu.py`, `plan_gpu.py`); here is what all
 plans have in common.
 """
@@ -18,7 +18,7 @@ from deepinfer.checkpoint import Checkpoint
 from deepinfer.compiler import cpu, gpu, plan_cpu, plan_gpu
 from deepinfer.compiler.budget import MemoryNeed
 from deepinfer.compiler.lora import record_adapter
-from deepinfer.compiler.options import AS_ASKED, BuildWishes
+from deepinfer.compiler.options import AS_ASKED, BuildOptions
 from deepinfer.compiler.plan_types import BuildNeed, Decisions
 from deepinfer.compiler.published import find_published
 from deepinfer.compiler.roofline import Roofline
@@ -97,7 +97,7 @@ class BuildPlan(Record):
         """SHA-256 of everything that decides what the engine will be.
 
         Memory and disk that happen to be free are left out, and so are limits that were fitted
-        into them: the same wish tomorrow is the same plan.
+        into them: the same options give the same plan tomorrow.
         """
         decided = self.model_dump(mode="json", exclude=set(UNDIGESTED))
         decided["limits"].update({name: "auto" for name in self.fitted_limits})
@@ -115,7 +115,7 @@ class BuildPlan(Record):
 def make_plan(
     device: TargetDevice,
     checkpoint: Checkpoint,
-    wishes: BuildWishes,
+    options: BuildOptions,
     adapter: Adapter | None = None,
     built: Mapping[str, Origin] = MappingProxyType({}),
 ) -> BuildPlan:
@@ -123,14 +123,14 @@ def make_plan(
 
     `built` are the engines that exist already: a name that was not asked for is never that of an
     engine of another model.
-    Raises PlanError for wishes that cannot be met together, CheckpointError for an adapter of
+    Raises PlanError for options that cannot be met together, CheckpointError for an adapter of
     another model. Whether this machine has room for the build is for `check_room`.
     """
-    plan = _make_plan(device, checkpoint, wishes, adapter, built)
+    plan = _make_plan(device, checkpoint, options, adapter, built)
     is_choice = device.kind == "gpu" and checkpoint.quantization is None
-    if wishes.precision != "auto" or not is_choice:
+    if options.precision != "auto" or not is_choice:
         return plan
-    others = compare_precisions(device, checkpoint, wishes, adapter)
+    others = compare_precisions(device, checkpoint, options, adapter)
     return plan.model_copy(
         update={"alternatives": tuple(one for one in others if one.precision != plan.precision)}
     )
@@ -139,15 +139,15 @@ def make_plan(
 def compare_precisions(
     device: TargetDevice,
     checkpoint: Checkpoint,
-    wishes: BuildWishes,
+    options: BuildOptions,
     adapter: Adapter | None = None,
 ) -> tuple[PrecisionEstimate, ...]:
     """An estimate for each precision that the device has for this checkpoint, smallest first."""
     estimates = []
     for precision in list_precisions(device, checkpoint):
-        wish = wishes.model_copy(update={"precision": precision})
+        requested = options.model_copy(update={"precision": precision})
         try:
-            plan = _make_plan(device, checkpoint, wish, adapter)
+            plan = _make_plan(device, checkpoint, requested, adapter)
         except PlanError as error:
             estimates.append(PrecisionEstimate(precision=precision, obstacle=error.message))
             continue
@@ -175,15 +175,15 @@ def list_precisions(device: TargetDevice, checkpoint: Checkpoint) -> list[str]:
 def _make_plan(
     device: TargetDevice,
     checkpoint: Checkpoint,
-    wishes: BuildWishes,
+    options: BuildOptions,
     adapter: Adapter | None,
     built: Mapping[str, Origin] = MappingProxyType({}),
 ) -> BuildPlan:
     if adapter is not None:
         check_base(adapter, checkpoint)
     decide = plan_gpu.decide if device.kind == "gpu" else plan_cpu.decide
-    decided = decide(device, checkpoint, wishes)
-    name = _choose_name(device, checkpoint, decided, wishes, adapter, built)
+    decided = decide(device, checkpoint, options)
+    name = _choose_name(device, checkpoint, decided, options, adapter, built)
     need = decided.build if adapter is None else _with_merged_copy(decided.build, checkpoint)
     target = Choice(name="target", value=f"{device.kind} ({device.name})", reason=device.reason)
     return BuildPlan(
@@ -193,8 +193,8 @@ def _make_plan(
         architecture=checkpoint.architecture,
         num_parameters=checkpoint.num_parameters,
         source_precision=checkpoint.precision,
-        trust_remote_code=wishes.trust_remote_code,
-        allow_untried_release=wishes.allow_untried_release,
+        trust_remote_code=options.trust_remote_code,
+        allow_untried_release=options.allow_untried_release,
         backend=decided.backend,
         target=Target(
             kind="gpu" if device.kind == "gpu" else "cpu",
@@ -231,17 +231,17 @@ def _choose_name(
     device: TargetDevice,
     checkpoint: Checkpoint,
     decided: Decisions,
-    wishes: BuildWishes,
+    options: BuildOptions,
     adapter: Adapter | None,
     built: Mapping[str, Origin],
 ) -> str:
-    if wishes.name is not None:
-        if not NAME_PATTERN.fullmatch(wishes.name):
+    if options.name is not None:
+        if not NAME_PATTERN.fullmatch(options.name):
             raise PlanError(
-                f"`{wishes.name}` cannot be the name of an engine",
+                f"`{options.name}` cannot be the name of an engine",
                 hint="letters, digits, `.`, `_` and `-`, beginning with a letter or digit",
             )
-        return wishes.name
+        return options.name
     origin = Origin.of(checkpoint.id, checkpoint.source, adapter.source if adapter else None)
     where = device.kind if device.kind == "cpu" else device.capability.replace("_", "")
     cuts = {

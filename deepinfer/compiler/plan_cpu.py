@@ -8,7 +8,7 @@ from deepinfer.checkpoint import Checkpoint
 from deepinfer.compiler import cpu, footprint
 from deepinfer.compiler.budget import MemoryModel
 from deepinfer.compiler.memory import LimitRules, choose_limits
-from deepinfer.compiler.options import AS_ASKED, BuildWishes
+from deepinfer.compiler.options import AS_ASKED, BuildOptions
 from deepinfer.compiler.plan_types import BuildNeed, Decisions
 from deepinfer.compiler.targets import TargetDevice
 from deepinfer.errors import PlanError
@@ -78,12 +78,12 @@ class _Formats:
         return tuple(choice for choice in choices if choice is not None)
 
 
-def decide(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildWishes) -> Decisions:
-    """Raises PlanError for wishes that OpenVINO on this CPU cannot meet together."""
-    backend = _choose_backend(device, wishes)
-    _check_wishes(wishes)
+def decide(device: TargetDevice, checkpoint: Checkpoint, options: BuildOptions) -> Decisions:
+    """Raises PlanError for options that OpenVINO on this CPU cannot meet together."""
+    backend = _choose_backend(device, options)
+    _refuse_gpu_options(options)
     cpu.check_checkpoint(checkpoint)
-    formats = _choose_formats(device, checkpoint, wishes)
+    formats = _choose_formats(device, checkpoint, options)
     precision = formats.precision.value
     weight_bytes = footprint.weight_bytes(
         checkpoint, precision, formats.int4_group_size or footprint.INT4_GROUP_SIZE
@@ -102,7 +102,7 @@ def decide(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildWishes) ->
             checkpoint.dims, weight_bytes, num_tokens
         ),
     )
-    limits = choose_limits(checkpoint, wishes, RULES, memory, {})
+    limits = choose_limits(checkpoint, options, RULES, memory, {})
     return Decisions(
         backend="openvino",
         precision=precision,
@@ -118,33 +118,33 @@ def decide(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildWishes) ->
     )
 
 
-def _choose_backend(device: TargetDevice, wishes: BuildWishes) -> Choice:
-    if wishes.backend == "tensorrt-llm":
+def _choose_backend(device: TargetDevice, options: BuildOptions) -> Choice:
+    if options.backend == "tensorrt-llm":
         raise PlanError(
             f"`--backend tensorrt-llm` compiles for GPUs; the target is a CPU, {device.name}",
             hint="`--backend openvino`, or a GPU such as `--target rtx5090`",
         )
-    reason = AS_ASKED if wishes.backend == "openvino" else "the backend for CPUs"
+    reason = AS_ASKED if options.backend == "openvino" else "the backend for CPUs"
     return Choice(name="backend", value="openvino", reason=reason)
 
 
-def _check_wishes(wishes: BuildWishes) -> None:
+def _refuse_gpu_options(options: BuildOptions) -> None:
     """Refuse what only builds for GPUs have."""
-    if wishes.max_lora_rank is not None or wishes.max_loras is not None:
-        flag = "--max-loras" if wishes.max_lora_rank is None else "--max-lora-rank"
+    if options.max_lora_rank is not None or options.max_loras is not None:
+        flag = "--max-loras" if options.max_lora_rank is None else "--max-lora-rank"
         raise PlanError(
             f"`{flag}` belongs to builds for GPUs: the executor for CPUs takes no adapter by "
             "request",
             hint="`--lora <folder>` merges one adapter into an engine for the CPU",
         )
     flags = {
-        f"--tensor-parallel-size {wishes.tensor_parallel_size}": wishes.tensor_parallel_size > 1,
-        f"--pipeline-parallel-size {wishes.pipeline_parallel_size}": (
-            wishes.pipeline_parallel_size > 1
+        f"--tensor-parallel-size {options.tensor_parallel_size}": options.tensor_parallel_size > 1,
+        f"--pipeline-parallel-size {options.pipeline_parallel_size}": (
+            options.pipeline_parallel_size > 1
         ),
-        "--calib-data": wishes.calib_data is not None,
-        "--no-smoke-test": not wishes.smoke_test,
-        "--gather-logits": wishes.gather_logits,
+        "--calib-data": options.calib_data is not None,
+        "--no-smoke-test": not options.smoke_test,
+        "--gather-logits": options.gather_logits,
     }
     for flag, is_given in flags.items():
         if is_given:
@@ -154,16 +154,18 @@ def _check_wishes(wishes: BuildWishes) -> None:
             )
 
 
-def _choose_formats(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildWishes) -> _Formats:
-    precision = cpu.choose_precision(checkpoint, wishes)
-    if wishes.group_size is not None and precision.value != "int4":
+def _choose_formats(
+    device: TargetDevice, checkpoint: Checkpoint, options: BuildOptions
+) -> _Formats:
+    precision = cpu.choose_precision(checkpoint, options)
+    if options.group_size is not None and precision.value != "int4":
         raise PlanError(
             f"`--group-size` belongs to int4; this build is {precision.value}",
             hint="`--precision int4`, or leave `--group-size` away",
         )
     is_int4 = precision.value == "int4"
-    group_size = cpu.choose_group_size(checkpoint, wishes) if is_int4 else None
-    kv_cache_precision = cpu.choose_kv_cache_precision(device, checkpoint, precision.value, wishes)
+    group_size = cpu.choose_group_size(checkpoint, options) if is_int4 else None
+    kv_cache_precision = cpu.choose_kv_cache_precision(device, checkpoint, precision.value, options)
     return _Formats(
         precision=precision,
         group_size=group_size,

@@ -13,7 +13,7 @@ from deepinfer.compiler.calibration_plan import Calibration, choose_calibration
 from deepinfer.compiler.capabilities import Capability
 from deepinfer.compiler.devices import DRIVER_BYTES
 from deepinfer.compiler.memory import LimitRules, Limits, choose_limits
-from deepinfer.compiler.options import AS_ASKED, BuildWishes
+from deepinfer.compiler.options import AS_ASKED, BuildOptions
 from deepinfer.compiler.plan_types import BuildNeed, Decisions
 from deepinfer.compiler.published import find_published
 from deepinfer.compiler.roofline import Roofline, find_roofline
@@ -72,33 +72,33 @@ class _Engine:
         )
 
 
-def decide(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildWishes) -> Decisions:
-    """Raises PlanError for wishes that TensorRT-LLM on this GPU cannot meet together."""
-    backend = _choose_backend(device, wishes)
+def decide(device: TargetDevice, checkpoint: Checkpoint, options: BuildOptions) -> Decisions:
+    """Raises PlanError for options that TensorRT-LLM on this GPU cannot meet together."""
+    backend = _choose_backend(device, options)
     capability = gpu.capability_of(device)
     architecture = gpu.check_checkpoint(checkpoint)
-    parallelism, parallel_choices = parallel.choose_parallelism(device, checkpoint.dims, wishes)
-    lora, lora_choices = lora_plan.choose_lora(checkpoint, wishes)
+    parallelism, parallel_choices = parallel.choose_parallelism(device, checkpoint.dims, options)
+    lora, lora_choices = lora_plan.choose_lora(checkpoint, options)
     whole_card = _without_other_programs(device)
 
     def count_sequences(precision: str, seq_len: int) -> int:
-        cache = gpu.choose_kv_cache_precision(capability, checkpoint, precision, wishes).value
+        cache = gpu.choose_kv_cache_precision(capability, checkpoint, precision, options).value
         engine = _Engine(checkpoint, precision, cache, parallelism, lora)
         memory = engine.memory_on(whole_card)
-        num_tokens = wishes.max_num_tokens or MAX_NUM_TOKENS
-        asked = Budget(memory, wishes.max_seq_len or seq_len, num_tokens, SHARING)
-        if asked.num_sequences < (wishes.max_batch_size or 1):
+        num_tokens = options.max_num_tokens or MAX_NUM_TOKENS
+        asked = Budget(memory, options.max_seq_len or seq_len, num_tokens, SHARING)
+        if asked.num_sequences < (options.max_batch_size or 1):
             return 0
         return replace(asked, max_seq_len=seq_len).num_full_sequences
 
-    precision = gpu.choose_precision(capability, checkpoint, wishes, count_sequences)
-    kv_cache = gpu.choose_kv_cache_precision(capability, checkpoint, precision.value, wishes)
+    precision = gpu.choose_precision(capability, checkpoint, options, count_sequences)
+    kv_cache = gpu.choose_kv_cache_precision(capability, checkpoint, precision.value, options)
     engine = _Engine(checkpoint, precision.value, kv_cache.value, parallelism, lora)
-    smaller = _find_smaller(device, capability, engine, wishes)
+    smaller = _find_smaller(device, capability, engine, options)
     rules = _choose_rules(device, engine, architecture)
-    limits = choose_limits(checkpoint, wishes, rules, engine.memory_on(device), smaller)
+    limits = choose_limits(checkpoint, options, rules, engine.memory_on(device), smaller)
     calibration, calibration_choices = choose_calibration(
-        device, checkpoint, precision.value, kv_cache.value, wishes
+        device, checkpoint, precision.value, kv_cache.value, options
     )
     return Decisions(
         backend="tensorrt-llm",
@@ -108,7 +108,7 @@ def decide(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildWishes) ->
         kv_cache_precision=kv_cache.value,
         kv_bytes_per_token=gpu_footprint.kv_bytes_per_token(checkpoint.dims, kv_cache.value),
         limits=limits,
-        settings=_runtime_settings(device, engine, wishes),
+        settings=_runtime_settings(device, engine, options),
         build=_measure_build(device, checkpoint, precision.value, calibration),
         choices=(
             *(backend, precision, kv_cache),
@@ -118,27 +118,27 @@ def decide(device: TargetDevice, checkpoint: Checkpoint, wishes: BuildWishes) ->
         ),
         warnings=_find_warnings(device, engine, architecture, limits),
         parallelism=parallelism,
-        tensorrt_llm=_plan_library(device, engine, calibration, wishes),
+        tensorrt_llm=_plan_library(device, engine, calibration, options),
         roofline=_find_roofline(device, engine, limits),
         lora=lora,
     )
 
 
 def _runtime_settings(
-    device: TargetDevice, engine: _Engine, wishes: BuildWishes
+    device: TargetDevice, engine: _Engine, options: BuildOptions
 ) -> dict[str, str | int | bool]:
     """What the payload must be loaded with; names of NCCL's are set in the environment."""
     return {
         "tokens_per_block": TOKENS_PER_BLOCK,
         "chunked_prefill": engine.is_paged,
         "block_reuse": engine.is_paged,
-        **({"gather_logits": True} if wishes.gather_logits else {}),
+        **({"gather_logits": True} if options.gather_logits else {}),
         **parallel.nccl_env(device, engine.parallelism),
     }
 
 
 def _plan_library(
-    device: TargetDevice, engine: _Engine, calibration: Calibration, wishes: BuildWishes
+    device: TargetDevice, engine: _Engine, calibration: Calibration, options: BuildOptions
 ) -> TensorRtLlmPlan:
     dtype = gpu.DTYPES[gpu.base_precision(engine.checkpoint, engine.precision)]
     return TensorRtLlmPlan(
@@ -148,7 +148,7 @@ def _plan_library(
         is_prequantized=engine.checkpoint.quantization is not None,
         needs_calibration=calibration.is_needed,
         calib_device=calibration.device,
-        calib_data=str(wishes.calib_data) if wishes.calib_data else None,
+        calib_data=str(options.calib_data) if options.calib_data else None,
         calib_batches=calibration.num_batches,
         calib_max_seq_length=calibration.max_seq_length,
         plugins=choose_plugins(
@@ -160,7 +160,7 @@ def _plan_library(
             takes_adapters=engine.lora is not None,
         ),
         nccl_env=parallel.nccl_env(device, engine.parallelism),
-        has_smoke_test=wishes.smoke_test,
+        has_smoke_test=options.smoke_test,
     )
 
 
@@ -169,18 +169,18 @@ def _gpu(device: TargetDevice) -> GpuTarget:
     return device.gpu
 
 
-def _choose_backend(device: TargetDevice, wishes: BuildWishes) -> Choice:
-    if wishes.backend == "openvino":
+def _choose_backend(device: TargetDevice, options: BuildOptions) -> Choice:
+    if options.backend == "openvino":
         raise PlanError(
             f"`--backend openvino` compiles for CPUs; the target is a GPU, {device.name}",
             hint="`--backend tensorrt-llm`, or `--target cpu`",
         )
-    if wishes.group_size is not None:
+    if options.group_size is not None:
         raise PlanError(
             "`--group-size` belongs to int4 on CPUs: TensorRT-LLM's own int4 has a scale a column",
             hint="leave it away, or `--target cpu`",
         )
-    reason = AS_ASKED if wishes.backend == "tensorrt-llm" else "the backend for NVIDIA GPUs"
+    reason = AS_ASKED if options.backend == "tensorrt-llm" else "the backend for NVIDIA GPUs"
     return Choice(name="backend", value="tensorrt-llm", reason=reason)
 
 
@@ -212,7 +212,7 @@ def _choose_rules(device: TargetDevice, engine: _Engine, architecture: Architect
 
 
 def _find_smaller(
-    device: TargetDevice, capability: Capability, engine: _Engine, wishes: BuildWishes
+    device: TargetDevice, capability: Capability, engine: _Engine, options: BuildOptions
 ) -> Mapping[str, MemoryModel]:
     """What would need less memory of each GPU, by the flags that ask for it."""
     found = {}
@@ -224,13 +224,13 @@ def _find_smaller(
     for precision in gpu.list_precisions(capability, checkpoint):
         if size[precision] >= size[engine.precision]:
             continue
-        cache: str = wishes.kv_cache_precision
+        cache: str = options.kv_cache_precision
         if cache == "auto":
-            cache = gpu.choose_kv_cache_precision(capability, checkpoint, precision, wishes).value
+            cache = gpu.choose_kv_cache_precision(capability, checkpoint, precision, options).value
         lower = replace(engine, precision=precision, kv_cache_precision=cache)
         found[f"--precision {precision}"] = lower.memory_on(device)
         if published := find_published(checkpoint.id, precision):
-            flags = "" if wishes.precision == "auto" else f" --precision {precision}"
+            flags = "" if options.precision == "auto" else f" --precision {precision}"
             found[f"--model {published}{flags}"] = lower.memory_on(device)
     split = _split_in_two(device, engine)
     if split is not None:

@@ -21,7 +21,7 @@ from deepinfer.compiler.devices import (
     parse_capability,
     simplify_name,
 )
-from deepinfer.compiler.options import AS_ASKED, BackendWish
+from deepinfer.compiler.options import AS_ASKED, RequestedBackend
 from deepinfer.device import Gpu, Machine
 from deepinfer.errors import PlanError
 from deepinfer.terminal import format_bytes
@@ -65,7 +65,7 @@ def resolve_target(
     machine: Machine,
     disk_bytes: int,
     *,
-    backend: BackendWish = "auto",
+    backend: RequestedBackend = "auto",
     has_tensorrt_llm: bool = False,
 ) -> TargetDevice:
     """The device that `target` names. Raises PlanError for one that nothing here compiles for.
@@ -98,7 +98,7 @@ def require_here(device: TargetDevice) -> None:
 
 
 def _choose_gpu(
-    machine: Machine, backend: BackendWish, *, has_tensorrt_llm: bool
+    machine: Machine, backend: RequestedBackend, *, has_tensorrt_llm: bool
 ) -> tuple[Gpu | None, str]:
     """The GPU that `--target auto` means, or None for the CPU; and why."""
     if backend == "openvino":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deepinfer.checkpoint import Checkpoint, ModelDims, Quantization
-from deepinfer.compiler.options import BuildWishes
+from deepinfer.compiler.options import BuildOptions
 from deepinfer.compiler.outline import read_outline
 from deepinfer.compiler.plan import BuildPlan, make_plan
 from deepinfer.compiler.targets import TargetDevice, resolve_target
@@ -142,8 +142,8 @@ def make_machine(*gpus: Gpu) -> Machine:
     )
 
 
-def resolve(target: str, *gpus: Gpu, **options: Any) -> TargetDevice:
-    return resolve_target(target, make_machine(*gpus), 500 * GIB, **options)
+def resolve(target: str, *gpus: Gpu, **settings: Any) -> TargetDevice:
+    return resolve_target(target, make_machine(*gpus), 500 * GIB, **settings)
 
 
 def read_config(name: str) -> Checkpoint:
@@ -151,8 +151,8 @@ def read_config(name: str) -> Checkpoint:
     return replace(read_outline(CONFIGS / name), has_chat_template=True)
 
 
-def plan(device: TargetDevice, checkpoint: Checkpoint, **wishes: Any) -> BuildPlan:
-    return make_plan(device, checkpoint, BuildWishes(model=checkpoint.id, **wishes))
+def plan(device: TargetDevice, checkpoint: Checkpoint, **options: Any) -> BuildPlan:
+    return make_plan(device, checkpoint, BuildOptions(model=checkpoint.id, **options))
 
 
 def reason(made: BuildPlan, name: str) -> str:

@@ -27,9 +27,9 @@ def test_engine_takes_adapters_of_every_layer() -> None:
 
 
 def test_memory_counts_the_adapters() -> None:
-    wishes: dict[str, Any] = {"precision": "fp8", "max_batch_size": 8, "max_seq_len": 4096}
-    without = plan(RTX5090, LLAMA, **wishes)
-    two = plan(RTX5090, LLAMA, max_lora_rank=64, max_loras=2, **wishes)
+    options: dict[str, Any] = {"precision": "fp8", "max_batch_size": 8, "max_seq_len": 4096}
+    without = plan(RTX5090, LLAMA, **options)
+    two = plan(RTX5090, LLAMA, max_lora_rank=64, max_loras=2, **options)
     # A of 4,096 or 14,336 and B as wide: 32 layers of 81,920 x 64 numbers in 16 bits.
     each = 32 * 81_920 * 64 * 2
     assert two.memory.overhead_bytes - without.memory.overhead_bytes == 2 * each
@@ -44,9 +44,14 @@ def test_plan_without_adapters_knows_nothing_of_them() -> None:
     assert not [choice for choice in made.choices if "lora" in choice.name]
 
 
-def test_each_wish_makes_another_engine() -> None:
-    wishes = [{}, {"max_lora_rank": 8}, {"max_lora_rank": 16}, {"max_lora_rank": 8, "max_loras": 9}]
-    assert len({plan(RTX5090, LLAMA, **wish).digest for wish in wishes}) == 4
+def test_other_adapter_limits_are_another_engine() -> None:
+    options = [
+        {},
+        {"max_lora_rank": 8},
+        {"max_lora_rank": 16},
+        {"max_lora_rank": 8, "max_loras": 9},
+    ]
+    assert len({plan(RTX5090, LLAMA, **each).digest for each in options}) == 4
 
 
 def test_number_without_rank_is_refused() -> None:

@@ -73,8 +73,8 @@ AUTO: dict[str, tuple[tuple[Gpu, ...], dict[str, Any], str, str]] = {
 
 @pytest.mark.parametrize("name", AUTO)
 def test_auto_takes_a_gpu_that_can_be_used_and_says_why_not(name: str) -> None:
-    gpus, options, kind, reason = AUTO[name]
-    device = resolve("auto", *gpus, **options)
+    gpus, settings, kind, reason = AUTO[name]
+    device = resolve("auto", *gpus, **settings)
     assert device.kind == kind
     assert reason in device.reason
 
