@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from deepinfer.adapter import Adapter
     from deepinfer.checkpoint import Checkpoint
     from deepinfer.compiler.options import BuildOptions
-    from deepinfer.compiler.plan import BuildPlan
+    from deepinfer.compiler.plan_types import BuildPlan
     from deepinfer.compiler.progress import Progress
     from deepinfer.compiler.targets import TargetDevice
 
@@ -143,7 +143,7 @@ def _read_sources(
     options: BuildOptions, *, is_build: bool
 ) -> tuple[TargetDevice, Checkpoint, Adapter | None]:
     """The device, the checkpoint and the adapter; only a build needs the card and the weights."""
-    from deepinfer.compiler import cpu
+    from deepinfer.compiler import plan_cpu
     from deepinfer.compiler.architectures import find_architecture
     from deepinfer.compiler.source import find_adapter, find_checkpoint
     from deepinfer.compiler.staging import free_disk_bytes
@@ -168,7 +168,7 @@ def _read_sources(
         if device.kind == "gpu":
             find_architecture(error.architecture)
         else:
-            cpu.check_architecture(error.architecture)
+            plan_cpu.check_architecture(error.architecture)
         raise
     adapter = find_adapter(options.lora) if options.lora else None
     return device, checkpoint, adapter

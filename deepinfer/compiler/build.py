@@ -24,7 +24,7 @@ from deepinfer.compiler.build_log import BuildLog
 from deepinfer.compiler.compile_process import compile_in_child
 from deepinfer.compiler.failures import UnexpectedBuildError, errors_translated
 from deepinfer.compiler.lora import merge_adapter
-from deepinfer.compiler.plan import BuildPlan
+from deepinfer.compiler.plan_types import BuildPlan
 from deepinfer.compiler.progress import Progress
 from deepinfer.compiler.staging import Staging, open_staging
 from deepinfer.errors import BuildError, EngineError

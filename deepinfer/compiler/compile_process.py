@@ -22,7 +22,7 @@ from deepinfer import errors, logs, process
 from deepinfer.checkpoint import Checkpoint, read_checkpoint
 from deepinfer.compiler.build_log import TRACEBACK_MARK, BuildLog
 from deepinfer.compiler.failures import UnexpectedBuildError, describe_death, errors_translated
-from deepinfer.compiler.plan import BuildPlan
+from deepinfer.compiler.plan_types import BuildPlan
 from deepinfer.compiler.progress import Progress
 from deepinfer.errors import CommandError
 

@@ -1,9 +1,8 @@
-"""A LoRA adapter merged into a checkpoint: another folder, of which the changed weights are new.
+"""LoRA adapters: which ones an engine for GPUs accepts by request, and merging one into weights.
 
-Merging happens on the files, not on a loaded model, so it is the same for every backend, holds one
-file's tensors at a time and changes nothing but what the adapter names: W + scale * B @ A, computed
-in float32 and rounded once to the type that the weights are stored in. That the adapter fits has
-been checked before.
+Merging works on the files, not on a loaded model, so it is the same for every backend, holds one
+file's tensors at a time and changes only the weights that the adapter names:
+W + scale * B @ A, computed in float32 and rounded once to the type of the stored weights.
 """
 
 from __future__ import annotations
@@ -13,11 +12,67 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deepinfer.adapter import ADAPTER_WEIGHTS_NAME, NAME_PREFIX, AdaptedModule, Adapter
+from deepinfer.adapter import (
+    ADAPTER_WEIGHTS_NAME,
+    NAME_PREFIX,
+    AdaptedModule,
+    Adapter,
+    adaptable_modules,
+)
 from deepinfer.checkpoint import Checkpoint
-from deepinfer.errors import BuildError
-from deepinfer.manifest import AdapterRecord
+from deepinfer.compiler.options import AS_ASKED, BuildOptions
+from deepinfer.errors import BuildError, PlanError
+from deepinfer.manifest import AdapterRecord, Choice, LoraLimits
+from deepinfer.terminal import format_bytes
 from deepinfer.weights import read_safetensors_header
+
+DEFAULT_MAX_LORAS = 4
+
+
+def choose_lora(
+    checkpoint: Checkpoint, options: BuildOptions
+) -> tuple[LoraLimits | None, tuple[Choice, ...]]:
+    """None without `--max-lora-rank`: an engine that adapts costs memory and some speed.
+
+    Raises PlanError for options without it, and for a model with no layer that could be adapted.
+    """
+    if options.max_lora_rank is None:
+        if options.max_loras is not None:
+            raise PlanError(
+                "`--max-loras` is for engines that take adapters",
+                hint="add `--max-lora-rank`, such as `--max-lora-rank 64`",
+            )
+        return None, ()
+    modules = adaptable_modules(checkpoint)
+    if not modules:
+        raise PlanError(
+            f"`{checkpoint.id}` has none of the layers that TensorRT-LLM adapts by request",
+            hint="merge the adapter with `--lora`, and leave `--max-lora-rank` away",
+        )
+    limits = LoraLimits(
+        max_rank=options.max_lora_rank,
+        max_loras=options.max_loras or DEFAULT_MAX_LORAS,
+        num_layers=checkpoint.dims.num_layers,
+        module_shapes=modules,
+    )
+    return limits, _explain(limits, options)
+
+
+def _explain(limits: LoraLimits, options: BuildOptions) -> tuple[Choice, ...]:
+    each = f"{format_bytes(limits.adapter_bytes)} each at the highest rank, held in memory"
+    return (
+        Choice(name="max_lora_rank", value=str(limits.max_rank), reason=AS_ASKED),
+        Choice(
+            name="max_loras",
+            value=str(limits.max_loras),
+            reason=AS_ASKED if options.max_loras else each,
+        ),
+        Choice(
+            name="lora_modules",
+            value=", ".join(limits.module_shapes),
+            reason="every linear layer that the library adapts",
+        ),
+    )
 
 
 def record_adapter(adapter: Adapter, checkpoint: Checkpoint) -> AdapterRecord:

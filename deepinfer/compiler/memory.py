@@ -1,24 +1,131 @@
-"""How long, how many and how much at once: the limits of an engine, fitted into memory.
+"""Memory of an engine: what a model takes, and the limits that fit into what a device has.
 
-Pure. Every option that does not fit is refused with the value that would.
+Pure arithmetic in bytes, fitted to the measurements beside the constants. An option that does not
+fit is refused with the value that would.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from deepinfer.checkpoint import Checkpoint
-from deepinfer.compiler.budget import Budget, MemoryModel, MemoryNeed
+from deepinfer.checkpoint import Checkpoint, ModelDims
 from deepinfer.compiler.options import AS_ASKED, BuildOptions
+from deepinfer.compiler.plan_types import MemoryNeed
 from deepinfer.errors import PlanError
-from deepinfer.manifest import Choice, EngineLimits
+from deepinfer.manifest import Choice, EngineLimits, LoraLimits, Parallelism
 from deepinfer.terminal import format_bytes
 
+TOKENS_PER_BLOCK = 32  # of the KV cache: the CPU plugin has no other size, and both take this one
 DEFAULT_MAX_SEQ_LEN = 4096
 DEFAULT_ANSWER_LEN = 1024  # left for the answer when only --max-input-len is given
 MIN_USEFUL_SEQ_LEN = 64  # shorter ones are not offered as a way out
 MIN_USEFUL_NUM_TOKENS = 256
+INT4_GROUP_SIZE = 128
+QUANTIZED_KV_OVERHEAD = 8  # an 8-bit cache stores scale and zero point as two floats
+# What a loaded engine holds beside its file, which stays mapped and can be dropped by the kernel:
+# 0.72, 0.39, 0.24 GB of private memory for bf16, int8 and int4 files of 0.34, 0.17, 0.10 GB
+# (168M parameters, AVX2), because kernels for one row and for many rows pack weights differently.
+PACKED_COPIES = 2.0
+CPU_RUNTIME_BYTES = 150_000_000
+# A build: the libraries alone take 0.45 GB; weights that keep their type stay mapped from disk.
+CPU_BUILD_LIBRARY_BYTES = 700_000_000
+EXPORT_SHARE = 0.15  # of the exported bytes, for the graph and the pieces being compressed
+CONFIG_BYTES = 50_000_000  # tokenizers, manifest, graph or timing cache on disk
+BYTES_16 = 2  # of the types that embedding, LM head, norms and activations keep
+CONTEXT_BYTES = 1_000_000_000  # CUDA context, TensorRT, cuBLAS and the executor's own buffers
+NCCL_BYTES = 300_000_000  # its buffers, once there is more than one GPU
+CALIBRATION_BYTES = 1_500_000_000  # context, activations and logits of one text
+# The executor keeps a few numbers of four bytes for each token that each sequence may have: ids,
+# log probabilities, where its cache lies.
+SLOT_BYTES_PER_TOKEN = 20
+GPU_BUILD_LIBRARY_BYTES = 4_000_000_000  # torch, TensorRT and ModelOpt in the building process
+
+
+@dataclass(frozen=True)
+class MemoryModel:
+    """What one device has, and what an engine of one precision takes of it."""
+
+    usable_bytes: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    logits_bytes: int  # of one sequence
+    overhead_bytes: Callable[[int], int]  # of steps of so many tokens
+    slot_bytes_per_token: int = 0  # of each sequence that may run, however short it is
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Memory for sequences of up to `max_seq_len` tokens, read in steps of `max_num_tokens`.
+
+    `sharing` sequences take the cache of one full one: more than 1 where the library pages the
+    cache among sequences that are not all full at once. The cache is never smaller than
+    `min_full` full ones take, or than the batch when that is smaller.
+    """
+
+    memory: MemoryModel
+    max_seq_len: int
+    max_num_tokens: int
+    sharing: int
+    min_full: int = 1
+
+    @property
+    def overhead_bytes(self) -> int:
+        return self.memory.overhead_bytes(self.max_num_tokens)
+
+    @property
+    def free_bytes(self) -> int:
+        memory = self.memory
+        return max(0, memory.usable_bytes - memory.weight_bytes - self.overhead_bytes)
+
+    @property
+    def kv_bytes_per_sequence(self) -> int:
+        num_blocks = -(-self.max_seq_len // TOKENS_PER_BLOCK)
+        return num_blocks * TOKENS_PER_BLOCK * self.memory.kv_bytes_per_token
+
+    @property
+    def slot_bytes(self) -> int:
+        """What a sequence needs beside its KV cache, which it shares with no other."""
+        return self.memory.logits_bytes + self.memory.slot_bytes_per_token * self.max_seq_len
+
+    @property
+    def num_full_sequences(self) -> int:
+        return self.free_bytes // (self.kv_bytes_per_sequence + self.slot_bytes)
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that may run at once; none when not even one full one fits."""
+        if not self.num_full_sequences:
+            return 0
+        shared = self.free_bytes * self.sharing
+        num_shared = shared // (self.kv_bytes_per_sequence + self.sharing * self.slot_bytes)
+        # A few sequences still need the cache of full ones.
+        num_full = min(self.min_full, self.num_full_sequences)
+        free_bytes = self.free_bytes - num_full * self.kv_bytes_per_sequence
+        return min(num_shared, free_bytes // self.slot_bytes)
+
+    def longest_seq_len(self, batch_size: int) -> int:
+        """Tokens, in whole blocks, that each of `batch_size` sequences could have."""
+        memory = self.memory
+        free_bytes = max(0, self.free_bytes - batch_size * memory.logits_bytes)
+        num_full = max(1, batch_size / self.sharing)
+        token_bytes = num_full * memory.kv_bytes_per_token
+        token_bytes += batch_size * memory.slot_bytes_per_token
+        return int(free_bytes // (TOKENS_PER_BLOCK * token_bytes)) * TOKENS_PER_BLOCK
+
+    def kv_cache_bytes(self, batch_size: int) -> int:
+        full = self.kv_bytes_per_sequence
+        return max(min(batch_size, self.min_full) * full, batch_size * full // self.sharing)
+
+    def need(self, batch_size: int, max_positions: int) -> MemoryNeed:
+        return MemoryNeed(
+            weight_bytes=self.memory.weight_bytes,
+            kv_cache_bytes=self.kv_cache_bytes(batch_size),
+            overhead_bytes=self.overhead_bytes + batch_size * self.slot_bytes,
+            usable_bytes=self.memory.usable_bytes,
+            num_full_sequences=self.num_full_sequences,
+            longest_seq_len=min(self.longest_seq_len(1), max_positions),
+        )
 
 
 @dataclass(frozen=True)
@@ -324,3 +431,209 @@ def _find_shorter_step(budget: Budget, batch_size: int) -> int | None:
             return num_tokens
         num_tokens //= 2
     return None
+
+
+CPU_BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4}
+
+
+def cpu_weight_bytes(
+    checkpoint: Checkpoint, precision: str, group_size: int = INT4_GROUP_SIZE
+) -> int:
+    """Size of the payload's weights. `group_size` matters to int4 only."""
+    total = checkpoint.num_parameters
+    if precision in ("fp32", "fp16", "bf16"):
+        return total * CPU_BITS[precision] // 8
+    # Each row of an int8 matrix has a two-byte scale and a one-byte zero point.
+    int8_bytes = 1 + 3 / checkpoint.dims.hidden_size
+    if precision == "int8":
+        return int(total * int8_bytes)
+    # Embedding and LM head stay int8; each group of int4 has a two-byte scale and a half-byte zero.
+    embedding = checkpoint.num_embedding_parameters
+    int4_bytes = 0.5 + 2.5 / group_size
+    return int((total - embedding) * int4_bytes + embedding * int8_bytes)
+
+
+def cpu_kv_bytes_per_token(
+    dims: ModelDims, kv_cache_precision: str, *, has_scales_by_channel: bool = False
+) -> int:
+    """Bytes of keys and values of one token, over all layers.
+
+    An int8 cache scales values by token over their channels, and keys likewise or, with
+    `has_scales_by_channel`, by channel over a block of tokens.
+    """
+    num_vectors = dims.num_layers * dims.num_kv_heads
+    if kv_cache_precision == "int8":
+        value_bytes = dims.head_dim + QUANTIZED_KV_OVERHEAD
+        if not has_scales_by_channel:
+            return num_vectors * 2 * value_bytes
+        key_bytes = dims.head_dim * (TOKENS_PER_BLOCK + QUANTIZED_KV_OVERHEAD) / TOKENS_PER_BLOCK
+        return int(num_vectors * (key_bytes + value_bytes))
+    return num_vectors * 2 * dims.head_dim * CPU_BITS[kv_cache_precision] // 8
+
+
+def cpu_overhead_bytes(dims: ModelDims, weight_bytes: int, max_num_tokens: int) -> int:
+    """What a running engine needs beside weights, KV cache and logits."""
+    repacked = int(weight_bytes * (PACKED_COPIES - 1))
+    width = max(dims.intermediate_size, dims.num_experts * expert_size(dims))
+    activations = 4 * max_num_tokens * (8 * dims.hidden_size + 3 * width)
+    return CPU_RUNTIME_BYTES + repacked + activations
+
+
+def logits_bytes(dims: ModelDims) -> int:
+    """Of one running sequence: its scores in fp32, and their copy in the sampler."""
+    return 2 * 4 * dims.vocab_size
+
+
+def cpu_build_memory_bytes(checkpoint: Checkpoint, precision: str, weight_bytes: int) -> int:
+    exported = export_bytes(checkpoint, precision)
+    held = int(exported * EXPORT_SHARE) + weight_bytes
+    if export_precision(checkpoint, precision) != checkpoint.precision:
+        held += exported  # converted weights are private memory; the others stay mapped
+    elif precision != "fp32":
+        held += 4 * checkpoint.weights.expert_parameters
+    return CPU_BUILD_LIBRARY_BYTES + held
+
+
+def cpu_build_disk_bytes(checkpoint: Checkpoint, precision: str, weight_bytes: int) -> int:
+    """The export and the payload that is made from it lie side by side for a while."""
+    return export_bytes(checkpoint, precision) + weight_bytes + CONFIG_BYTES
+
+
+def export_precision(checkpoint: Checkpoint, precision: str) -> str:
+    """The type that the weights are exported in, before any compression."""
+    return precision if precision in ("fp32", "fp16", "bf16") else checkpoint.precision
+
+
+def export_bytes(checkpoint: Checkpoint, precision: str) -> int:
+    size = CPU_BITS[export_precision(checkpoint, precision)] // 8
+    experts = checkpoint.weights.expert_parameters
+    # The exporter widens experts to fp32, whatever they were.
+    return (checkpoint.num_parameters - experts) * size + experts * 4
+
+
+def expert_size(dims: ModelDims) -> int:
+    return dims.expert_intermediate_size or dims.intermediate_size
+
+
+# An NVFP4 block of 16 weights shares an FP8 scale.
+GPU_WEIGHT_BYTES = {
+    "bf16": 2.0,
+    "fp16": 2.0,
+    "fp8": 1.0,
+    "nvfp4": 0.5 + 1 / 16,
+    "int8": 1.0,
+    "int4": 0.5,
+}
+GPU_KV_BYTES = {"bf16": 2, "fp16": 2, "fp8": 1}
+
+
+@dataclass(frozen=True)
+class LayerParameters:
+    """Parameters by what reads them. A tied LM head is counted: the library may copy it."""
+
+    layers: int
+    experts: int  # of the layers
+    embedding: int
+    lm_head: int
+
+    @property
+    def total(self) -> int:
+        return self.layers + self.embedding + self.lm_head
+
+
+def count_parameters(checkpoint: Checkpoint) -> LayerParameters:
+    weights = checkpoint.weights
+    is_packed = checkpoint.quantization is not None and checkpoint.quantization.is_packed
+    experts = checkpoint.dims.num_expert_parameters if is_packed else weights.expert_parameters
+    return LayerParameters(
+        layers=checkpoint.num_parameters - checkpoint.num_embedding_parameters,
+        experts=experts,
+        embedding=weights.embedding_parameters,
+        lm_head=weights.embedding_parameters if checkpoint.is_tied else weights.lm_head_parameters,
+    )
+
+
+def layer_bytes(checkpoint: Checkpoint, precision: str) -> int:
+    """All layers' weights; what stays in 16 bits is counted apart."""
+    parameters = count_parameters(checkpoint)
+    if checkpoint.quantization is not None and not checkpoint.has_counted_weights:
+        in_files = checkpoint.num_embedding_parameters * BYTES_16
+        return checkpoint.weights.num_bytes - in_files
+    return int(parameters.layers * GPU_WEIGHT_BYTES[precision])
+
+
+def gpu_weight_bytes(checkpoint: Checkpoint, precision: str, parallelism: Parallelism) -> int:
+    """Of the GPU that holds most: the first and the last stage have embedding and LM head."""
+    parameters = count_parameters(checkpoint)
+    tensor, stages = parallelism.tensor_parallel_size, parallelism.pipeline_parallel_size
+    ends = parameters.embedding + parameters.lm_head
+    if stages > 1:
+        ends = max(parameters.embedding, parameters.lm_head)
+    layers = layer_bytes(checkpoint, precision) / stages
+    return int((layers + ends * BYTES_16) / tensor)
+
+
+def engine_bytes(checkpoint: Checkpoint, precision: str) -> int:
+    """All ranks together, as on disk."""
+    parameters = count_parameters(checkpoint)
+    ends = (parameters.embedding + parameters.lm_head) * BYTES_16
+    return layer_bytes(checkpoint, precision) + ends
+
+
+def gpu_kv_bytes_per_token(
+    dims: ModelDims, kv_cache_precision: str, parallelism: Parallelism | None = None
+) -> int:
+    """Of one token over all layers, or of the part of them that one GPU has."""
+    parallelism = parallelism or Parallelism()
+    num_heads = -(-dims.num_kv_heads // parallelism.tensor_parallel_size)
+    num_layers = -(-dims.num_layers // parallelism.pipeline_parallel_size)
+    return num_layers * num_heads * 2 * dims.head_dim * GPU_KV_BYTES[kv_cache_precision]
+
+
+def gpu_overhead_bytes(dims: ModelDims, max_num_tokens: int, num_gpus: int) -> int:
+    """What a running engine needs beside weights, KV cache and logits."""
+    experts_width = dims.num_experts_per_token * dims.expert_intermediate_size
+    width = max(dims.intermediate_size, experts_width)
+    # A few copies of the hidden states and of the MLP's inner ones live at a time.
+    activations = BYTES_16 * max_num_tokens * (8 * dims.hidden_size + 3 * width)
+    return CONTEXT_BYTES + activations + (NCCL_BYTES if num_gpus > 1 else 0)
+
+
+def lora_bytes(lora: LoraLimits | None, parallelism: Parallelism) -> int:
+    """Of the adapters that one GPU holds its part of."""
+    return lora.cache_bytes // parallelism.world_size if lora else 0
+
+
+def calibration_bytes(checkpoint: Checkpoint) -> int:
+    """Of a GPU on which ModelOpt runs the model in 16 bits, and exports it.
+
+    The export joins queries, keys and values of all layers while it still has their parts.
+    """
+    dims = checkpoint.dims
+    num_outputs = dims.head_dim * (dims.num_attention_heads + 2 * dims.num_kv_heads)
+    joined = dims.num_layers * dims.hidden_size * num_outputs
+    return (checkpoint.num_parameters + joined) * BYTES_16 + CALIBRATION_BYTES
+
+
+def gpu_min_host_bytes(
+    checkpoint: Checkpoint, precision: str, *, is_calibrated_on_gpu: bool
+) -> int:
+    """One copy of the weights, without which no build can end.
+
+    A model that the GPU calibrates goes there shard by shard, and comes back quantised. All others
+    lie in host memory as the checkpoint has them: to be quantised there, or to be compiled.
+    """
+    if is_calibrated_on_gpu or checkpoint.quantization is not None:
+        return engine_bytes(checkpoint, precision)
+    return checkpoint.weights.num_bytes
+
+
+def gpu_host_bytes(checkpoint: Checkpoint, precision: str, *, is_calibrated_on_gpu: bool) -> int:
+    """What a build takes of the host's memory: libraries, one copy, and the engine beside it."""
+    copy = gpu_min_host_bytes(checkpoint, precision, is_calibrated_on_gpu=is_calibrated_on_gpu)
+    return GPU_BUILD_LIBRARY_BYTES + copy + engine_bytes(checkpoint, precision)
+
+
+def gpu_build_disk_bytes(checkpoint: Checkpoint, precision: str) -> int:
+    """The quantised checkpoint, the engine made from it and its copy lie side by side."""
+    return 3 * engine_bytes(checkpoint, precision) + CONFIG_BYTES

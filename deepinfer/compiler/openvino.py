@@ -11,14 +11,18 @@ import importlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from deepinfer.checkpoint import CONFIG_NAME, GENERATION_CONFIG_NAME, Checkpoint
-from deepinfer.compiler.ir import read_ir
-from deepinfer.compiler.plan import BuildPlan
+from deepinfer.compiler.plan_types import BuildPlan
 from deepinfer.compiler.progress import Progress
 from deepinfer.compiler.tokenizer_files import write_tokenizer
 from deepinfer.errors import BackendError, BuildError
@@ -283,3 +287,30 @@ def _convert_tokenizer(tokenizer_dir: Path, payload_dir: Path) -> None:
         return
     openvino.save_model(encoder, payload_dir / TOKENIZER_MODEL_NAME)
     openvino.save_model(decoder, payload_dir / DETOKENIZER_MODEL_NAME)
+
+
+@dataclass(frozen=True)
+class IrSummary:
+    elements_by_type: Mapping[str, int]  # keyed as the XML writes them: "f32", "bf16", "u8", "u4"
+    needed_bytes: int  # that the weights file must have at least
+    weight_file_bytes: int
+
+
+def read_ir(path: Path) -> IrSummary:
+    """Sum up the constants of the model whose XML is at `path`; equal ones are stored once."""
+    elements: Counter[str] = Counter()
+    seen: set[int] = set()
+    needed_bytes = 0
+    for _, layer in ElementTree.iterparse(path):
+        if layer.tag != "layer":
+            continue
+        data = layer.find("data")
+        if layer.get("type") == "Const" and data is not None:
+            offset, size = int(data.get("offset", 0)), int(data.get("size", 0))
+            needed_bytes = max(needed_bytes, offset + size)
+            if offset not in seen:
+                seen.add(offset)
+                shape = [int(part) for part in data.get("shape", "").split(",") if part.strip()]
+                elements[data.get("element_type", "")] += math.prod(shape)
+        layer.clear()
+    return IrSummary(elements, needed_bytes, path.with_suffix(".bin").stat().st_size)

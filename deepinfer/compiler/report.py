@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from deepinfer.compiler.build import BuildResult
-from deepinfer.compiler.plan import BuildPlan, PrecisionEstimate
-from deepinfer.compiler.roofline import Roofline
+from deepinfer.compiler.plan_types import BuildPlan, PrecisionEstimate, Roofline
 from deepinfer.manifest import Parallelism
 from deepinfer.terminal import format_bytes
 

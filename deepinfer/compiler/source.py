@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import json
 import logging
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +25,24 @@ from deepinfer.adapter import (
     read_adapter,
 )
 from deepinfer.checkpoint import (
+    CONFIG_NAME,
     NAMED_CHAT_TEMPLATES_DIR,
     SMALL_FILE_NAMES,
     Checkpoint,
     read_checkpoint,
 )
-from deepinfer.compiler.outline import has_weight_files, read_outline
 from deepinfer.compiler.progress import Progress
 from deepinfer.compiler.staging import free_disk_bytes
 from deepinfer.errors import BackendError, CheckpointError
 from deepinfer.terminal import format_bytes
-from deepinfer.weights import Tensor, Weights, are_weights_complete, sum_up_weights
+from deepinfer.weights import (
+    PICKLE_SUFFIXES,
+    WEIGHTS_INDEX_NAME,
+    Tensor,
+    Weights,
+    are_weights_complete,
+    sum_up_weights,
+)
 
 SAMPLE_NAME = "sample"
 SAMPLE_DIR = Path(__file__).parent.parent / "sample"
@@ -60,7 +69,7 @@ def find_checkpoint(
         folder, model_id = _open_hub_cache(path.resolve())
         source = None if model_id is None else str(path.resolve())
         if not needs_weights and not has_weight_files(folder):
-            return read_outline(folder, model_id=model_id, source=source)
+            return read_config_only_checkpoint(folder, model_id=model_id, source=source)
         return read_checkpoint(folder, model_id=model_id, source=source)
     if path.is_file():
         raise CheckpointError(
@@ -293,3 +302,54 @@ def _make_progress_bar(progress: Progress) -> type:
     # The default lock would start a process of its own.
     ByteCounter.set_lock(threading.RLock())
     return ByteCounter
+
+
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+# With an LM head of its own, so that the configuration alone says whether the two are tied.
+NO_WEIGHTS = Weights(
+    files=(),
+    num_bytes=0,
+    parameters_by_dtype={"BF16": 0},
+    embedding_parameters=0,
+    lm_head_parameters=1,
+    expert_parameters=0,
+)
+
+
+def has_weight_files(folder: Path) -> bool:
+    """Whether there is anything in `folder` that holds weights, of whatever format."""
+    suffixes = (".safetensors", ".gguf", *PICKLE_SUFFIXES)
+    names = [path.name for path in folder.iterdir()]
+    return WEIGHTS_INDEX_NAME in names or any(name.endswith(suffixes) for name in names)
+
+
+def read_config_only_checkpoint(
+    folder: Path, *, model_id: str | None = None, source: str | None = None
+) -> Checkpoint:
+    """The checkpoint that `folder` describes, without its weights. Raises CheckpointError."""
+    counted = read_checkpoint(
+        folder, model_id=model_id, source=source, weights=NO_WEIGHTS, has_counted_weights=True
+    )
+    return replace(counted, weights=_count_weights(counted, _read_dtype(folder)))
+
+
+def _count_weights(counted: Checkpoint, dtype: str) -> Weights:
+    dims = counted.dims
+    embedding = dims.vocab_size * dims.hidden_size
+    lm_head = 0 if counted.is_tied else embedding
+    total = dims.num_layer_parameters + embedding + lm_head
+    return Weights(
+        files=(),
+        num_bytes=total * BYTES[dtype],
+        parameters_by_dtype={dtype: total},
+        embedding_parameters=embedding,
+        lm_head_parameters=lm_head,
+        expert_parameters=dims.num_expert_parameters,
+    )
+
+
+def _read_dtype(folder: Path) -> str:
+    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    named = config.get("dtype") or config.get("torch_dtype")
+    return DTYPES.get(str(named), "BF16")

@@ -8,10 +8,10 @@ from typing import Any
 
 from deepinfer.checkpoint import Checkpoint, ModelDims, Quantization
 from deepinfer.compiler.options import BuildOptions
-from deepinfer.compiler.outline import read_outline
-from deepinfer.compiler.plan import BuildPlan, make_plan
+from deepinfer.compiler.plan import make_plan
+from deepinfer.compiler.plan_types import BuildPlan, TensorRtLlmPlan
+from deepinfer.compiler.source import read_config_only_checkpoint
 from deepinfer.compiler.targets import TargetDevice, resolve_target
-from deepinfer.compiler.tensorrt_llm_plan import TensorRtLlmPlan
 from deepinfer.device import Cpu, Gpu, Machine
 from deepinfer.weights import Weights
 
@@ -148,7 +148,7 @@ def resolve(target: str, *gpus: Gpu, **settings: Any) -> TargetDevice:
 
 def read_config(name: str) -> Checkpoint:
     """A recorded configuration, with a chat template as the model has one."""
-    return replace(read_outline(CONFIGS / name), has_chat_template=True)
+    return replace(read_config_only_checkpoint(CONFIGS / name), has_chat_template=True)
 
 
 def plan(device: TargetDevice, checkpoint: Checkpoint, **options: Any) -> BuildPlan:

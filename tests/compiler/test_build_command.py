@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from deepinfer.__main__ import main
 from deepinfer.checkpoint import read_checkpoint
 from deepinfer.compiler import build as build_module
-from deepinfer.compiler import footprint, openvino, tokenizer_files
+from deepinfer.compiler import openvino, plan_cpu, tokenizer_files
 from deepinfer.compiler.build import BuildResult
 from deepinfer.compiler.options import BuildOptions
 from deepinfer.compiler.plan import make_plan
@@ -424,7 +424,7 @@ def test_file_that_cannot_grow_is_a_full_disk(wide: Path, tmp_path: Path) -> Non
 def test_full_disk_leaves_nothing(
     wide: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch, size: str
 ) -> None:
-    monkeypatch.setattr(footprint, "build_disk_bytes", lambda *_: 0)  # or the plan would refuse
+    monkeypatch.setattr(plan_cpu, "cpu_build_disk_bytes", lambda *_: 0)  # or the plan would refuse
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from deepinfer.checkpoint import Checkpoint, Rope
-from deepinfer.compiler import cpu
+from deepinfer.compiler import plan_cpu
 from deepinfer.compiler.options import AS_ASKED, BuildOptions
-from deepinfer.compiler.plan import BuildPlan, check_room, make_plan
+from deepinfer.compiler.plan import check_room, make_plan
+from deepinfer.compiler.plan_types import BuildPlan
 from deepinfer.compiler.targets import TargetDevice
 from deepinfer.errors import PlanError
 from deepinfer.manifest import Origin
@@ -473,7 +474,7 @@ def test_weights_that_do_not_fit_ask_for_another_precision_or_machine() -> None:
 
 def test_auto_takes_the_lowest_precision_under_one_percent(monkeypatch: pytest.MonkeyPatch) -> None:
     costs = {"int4": 0.034, "int8": 0.002, "bf16": 0.0001, "fp16": 0.0, "fp32": 0.0}
-    monkeypatch.setattr(cpu, "PERPLEXITY_COST", costs)
+    monkeypatch.setattr(plan_cpu, "PERPLEXITY_COST", costs)
     made = plan(LAPTOP, QWEN)
     assert made.precision == "int8"
     assert "less than 1% perplexity" in reason(made, "precision")
@@ -482,7 +483,7 @@ def test_auto_takes_the_lowest_precision_under_one_percent(monkeypatch: pytest.M
 
 def test_auto_never_raises_the_precision_of_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     costs = {"int4": 0.034, "int8": 0.02, "bf16": 0.0001, "fp16": 0.0, "fp32": 0.0}
-    monkeypatch.setattr(cpu, "PERPLEXITY_COST", costs)
+    monkeypatch.setattr(plan_cpu, "PERPLEXITY_COST", costs)
     assert plan(LAPTOP, QWEN).precision == "bf16"
     assert plan(LAPTOP, with_dtype(QWEN, "F16")).precision == "fp16"
     assert plan(LAPTOP, with_dtype(QWEN, "F32")).precision == "bf16"
@@ -490,13 +491,13 @@ def test_auto_never_raises_the_precision_of_a_checkpoint(monkeypatch: pytest.Mon
 
 def test_auto_passes_over_int4_where_no_group_size_divides(monkeypatch: pytest.MonkeyPatch) -> None:
     costs = {"int4": 0.001, "int8": 0.001, "bf16": 0.0, "fp16": 0.0, "fp32": 0.0}
-    monkeypatch.setattr(cpu, "PERPLEXITY_COST", costs)
+    monkeypatch.setattr(plan_cpu, "PERPLEXITY_COST", costs)
     assert plan(LAPTOP, QWEN).precision == "int4"
     assert plan(LAPTOP, with_dims(QWEN, intermediate_size=4872)).precision == "int8"
 
 
 def test_small_cache_is_not_chosen_when_it_costs_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "KV_PERPLEXITY_COST", {"int8": 0.02, "fp16": 0.0, "fp32": 0.0})
+    monkeypatch.setattr(plan_cpu, "KV_PERPLEXITY_COST", {"int8": 0.02, "fp16": 0.0, "fp32": 0.0})
     made = plan(LAPTOP, LLAMA, precision="int4")
     assert made.kv_cache_precision == "fp16"
     assert made.settings["kv_cache_precision"] == "f16"

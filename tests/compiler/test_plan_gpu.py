@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from deepinfer.checkpoint import Checkpoint, Rope
-from deepinfer.compiler import gpu_footprint
+from deepinfer.compiler import memory
 from deepinfer.compiler.options import AS_ASKED
-from deepinfer.compiler.plan import BuildPlan, check_room
+from deepinfer.compiler.plan import check_room
+from deepinfer.compiler.plan_types import BuildPlan, TensorRtLlmPlan
 from deepinfer.compiler.targets import TargetDevice
-from deepinfer.compiler.tensorrt_llm_plan import TensorRtLlmPlan
 from deepinfer.errors import PlanError
 from deepinfer.manifest import Parallelism
 from tests.compiler.planning import (
@@ -455,4 +455,4 @@ def test_limits_that_follow_from_free_memory_are_named_and_make_no_other_plan() 
 def test_calibration_needs_the_model_and_the_joined_attention_weights_of_all_layers() -> None:
     joined = 32 * 4096 * 128 * (32 + 2 * 8)
     expected = 2 * (8_030_261_248 + joined) + 1_500_000_000
-    assert gpu_footprint.calibration_bytes(LLAMA) == expected
+    assert memory.calibration_bytes(LLAMA) == expected

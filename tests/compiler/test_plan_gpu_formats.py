@@ -192,7 +192,7 @@ REFUSED: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], str, str]] = 
         RTX5090,
         LLAMA,
         {"kv_cache_precision": "fp16"},
-        "the cache has the type that the engine computes in, bf16",
+        "the type that the engine computes in, bf16",
         "`--kv-cache-precision bf16`",
     ),
     "fp8-cache-beside-bf16": (

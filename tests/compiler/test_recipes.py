@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from deepinfer.compiler.options import AS_ASKED, read_options
-from deepinfer.compiler.plan import BuildPlan, make_plan
+from deepinfer.compiler.plan import make_plan
+from deepinfer.compiler.plan_types import BuildPlan
 from tests.compiler.planning import read_config, resolve
 
 RECIPES = Path(__file__).parent.parent.parent / "build" / "recipes"

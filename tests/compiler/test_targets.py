@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 
-from deepinfer.compiler.capabilities import CAPABILITIES
-from deepinfer.compiler.devices import DRIVER_BYTES, GPU_MODELS, find_gpu_model
 from deepinfer.compiler.options import AS_ASKED
-from deepinfer.compiler.targets import require_here, resolve_target
+from deepinfer.compiler.targets import (
+    CAPABILITIES,
+    DRIVER_BYTES,
+    GPU_MODELS,
+    find_gpu_model,
+    require_here,
+    resolve_target,
+)
 from deepinfer.device import Gpu
 from deepinfer.errors import PlanError
 from deepinfer.trtllm_release import CONTAINER

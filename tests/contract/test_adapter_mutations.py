@@ -25,7 +25,8 @@ from deepinfer.backends import tensorrt_settings as settings_module
 from deepinfer.checkpoint import read_checkpoint
 from deepinfer.compiler import tensorrt_llm as compiler_module
 from deepinfer.compiler.options import BuildOptions
-from deepinfer.compiler.plan import BuildPlan, make_plan
+from deepinfer.compiler.plan import make_plan
+from deepinfer.compiler.plan_types import BuildPlan
 from deepinfer.compiler.targets import resolve_target
 from deepinfer.device import read_machine
 from deepinfer.manifest import (

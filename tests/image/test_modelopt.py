@@ -25,7 +25,8 @@ from deepinfer.checkpoint import read_checkpoint
 from deepinfer.compiler.build_log import BuildLog
 from deepinfer.compiler.calibration import read_calibration_texts, write_calibration_folder
 from deepinfer.compiler.options import BuildOptions
-from deepinfer.compiler.plan import BuildPlan, make_plan
+from deepinfer.compiler.plan import make_plan
+from deepinfer.compiler.plan_types import BuildPlan
 from deepinfer.compiler.source_links import link_checkpoint
 from deepinfer.compiler.targets import resolve_target
 from deepinfer.device import read_machine
