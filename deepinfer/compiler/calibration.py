@@ -161,11 +161,9 @@ def _read_line(file: Path, number: int, line: str) -> str:
     except msgspec.DecodeError as error:
         is_json = isinstance(error, msgspec.ValidationError)
         rule = "has no `text` that is a string" if is_json else "is not JSON"
+        shown = line.strip()
+        shown = shown if len(shown) <= MAX_SHOWN_CHARS else shown[:MAX_SHOWN_CHARS] + "..."
         raise BuildError(
-            f"line {number:,} of calibration data `{file}` {rule}: `{_shorten(line.strip())}`",
+            f"line {number:,} of calibration data `{file}` {rule}: `{shown}`",
             hint='each line is an object such as {"text": "some text"}',
         ) from error
-
-
-def _shorten(line: str) -> str:
-    return line if len(line) <= MAX_SHOWN_CHARS else line[:MAX_SHOWN_CHARS] + "..."

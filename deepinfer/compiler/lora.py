@@ -47,7 +47,7 @@ def choose_lora(
     if not modules:
         raise PlanError(
             f"`{checkpoint.id}` has none of the layers that TensorRT-LLM adapts by request",
-            hint="merge the adapter with `--lora`, and leave `--max-lora-rank` away",
+            hint="merge the adapter with `--lora`, and omit `--max-lora-rank`",
         )
     limits = LoraLimits(
         max_rank=options.max_lora_rank,
@@ -55,12 +55,8 @@ def choose_lora(
         num_layers=checkpoint.dims.num_layers,
         module_shapes=modules,
     )
-    return limits, _explain(limits, options)
-
-
-def _explain(limits: LoraLimits, options: BuildOptions) -> tuple[Choice, ...]:
     each = f"{format_bytes(limits.adapter_bytes)} each at the highest rank, held in memory"
-    return (
+    return limits, (
         Choice(name="max_lora_rank", value=str(limits.max_rank), reason=AS_ASKED),
         Choice(
             name="max_loras",
@@ -96,8 +92,9 @@ def merge_adapter(checkpoint: Checkpoint, adapter: Adapter, folder: Path) -> Che
     modules = {f"{module.name}.weight": module for module in adapter.modules}
     factors = _load_factors(adapter)
     for path in source.iterdir():
-        is_changed = path.name in checkpoint.weights.files and _holds_any(path, modules)
-        if is_changed:
+        if path.name in checkpoint.weights.files and any(
+            tensor.name in modules for tensor in read_safetensors_header(path)
+        ):
             _merge_file(path, folder / path.name, modules, factors, adapter)
         else:
             (folder / path.name).symlink_to(path)
@@ -116,10 +113,6 @@ def _load_factors(adapter: Adapter) -> dict[str, Any]:
                 hint="its training has diverged: choose an earlier state of it",
             )
     return {name.removeprefix(NAME_PREFIX): tensor.float() for name, tensor in tensors.items()}
-
-
-def _holds_any(path: Path, modules: Mapping[str, AdaptedModule]) -> bool:
-    return any(tensor.name in modules for tensor in read_safetensors_header(path))
 
 
 def _merge_file(

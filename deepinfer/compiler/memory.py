@@ -40,6 +40,17 @@ CALIBRATION_BYTES = 1_500_000_000  # context, activations and logits of one text
 # log probabilities, where its cache lies.
 SLOT_BYTES_PER_TOKEN = 20
 GPU_BUILD_LIBRARY_BYTES = 4_000_000_000  # torch, TensorRT and ModelOpt in the building process
+CPU_BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4}
+# An NVFP4 block of 16 weights shares an FP8 scale.
+GPU_WEIGHT_BYTES = {
+    "bf16": 2.0,
+    "fp16": 2.0,
+    "fp8": 1.0,
+    "nvfp4": 0.5 + 1 / 16,
+    "int8": 1.0,
+    "int4": 0.5,
+}
+GPU_KV_BYTES = {"bf16": 2, "fp16": 2, "fp8": 1}
 
 
 @dataclass(frozen=True)
@@ -183,7 +194,9 @@ def choose_limits(
 
     Raises PlanError for limits that contradict the model, each other or the memory.
     """
-    positions = _count_positions(checkpoint, rules)
+    positions = checkpoint.max_positions
+    if rules.is_bounded_by_rope_table:
+        positions = checkpoint.dims.max_position_embeddings
     usual = _choose_usual_seq_len(checkpoint, options, positions, rules)
     longest_step = 0 if rules.is_chunked else (options.max_input_len or int(usual.value) - 1)
     num_tokens = options.max_num_tokens or max(rules.max_num_tokens, longest_step)
@@ -198,7 +211,12 @@ def choose_limits(
     batch = _choose_max_batch_size(fit, options)
     batch_size = int(batch.value)
     max_tokens = _choose_max_num_tokens(batch_size, max_seq_len, num_tokens, rules, options)
-    _check_step(int(max_tokens.value), int(max_input.value), rules)
+    if not rules.is_chunked and int(max_tokens.value) < int(max_input.value):
+        raise PlanError(
+            f"`--max-num-tokens {max_tokens.value}` is below max_input_len "
+            f"{int(max_input.value):,}, and this engine reads a prompt in one step",
+            hint=f"`--max-num-tokens {max_input.value}`, or `--max-input-len {max_tokens.value}`",
+        )
     choices = (seq, max_input, batch, max_tokens)
     is_lengthened = rules.min_full_sequences is not None and options.max_seq_len is None
     can_vary = ("max_batch_size", *(("max_seq_len", "max_input_len") if is_lengthened else ()))
@@ -218,12 +236,6 @@ def choose_limits(
             if choice.reason != AS_ASKED and choice.name in can_vary
         ),
     )
-
-
-def _count_positions(checkpoint: Checkpoint, rules: LimitRules) -> int:
-    if rules.is_bounded_by_rope_table:
-        return checkpoint.dims.max_position_embeddings
-    return checkpoint.max_positions
 
 
 def _choose_usual_seq_len(
@@ -381,15 +393,6 @@ def _choose_max_num_tokens(
     return Choice(name=name, value=str(requested), reason=AS_ASKED)
 
 
-def _check_step(max_num_tokens: int, max_input_len: int, rules: LimitRules) -> None:
-    if not rules.is_chunked and max_num_tokens < max_input_len:
-        raise PlanError(
-            f"`--max-num-tokens {max_num_tokens}` is below max_input_len {max_input_len:,}, and "
-            "this engine reads a prompt in one step",
-            hint=f"`--max-num-tokens {max_input_len}`, or `--max-input-len {max_num_tokens}`",
-        )
-
-
 def _does_not_fit(fit: _Fit, batch_size: int) -> PlanError:
     budget = fit.budget
     need = budget.need(batch_size, fit.max_positions)
@@ -431,9 +434,6 @@ def _find_shorter_step(budget: Budget, batch_size: int) -> int | None:
             return num_tokens
         num_tokens //= 2
     return None
-
-
-CPU_BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4}
 
 
 def cpu_weight_bytes(
@@ -513,18 +513,6 @@ def export_bytes(checkpoint: Checkpoint, precision: str) -> int:
 
 def expert_size(dims: ModelDims) -> int:
     return dims.expert_intermediate_size or dims.intermediate_size
-
-
-# An NVFP4 block of 16 weights shares an FP8 scale.
-GPU_WEIGHT_BYTES = {
-    "bf16": 2.0,
-    "fp16": 2.0,
-    "fp8": 1.0,
-    "nvfp4": 0.5 + 1 / 16,
-    "int8": 1.0,
-    "int4": 0.5,
-}
-GPU_KV_BYTES = {"bf16": 2, "fp16": 2, "fp8": 1}
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,10 @@ def compile_checkpoint(
     with progress.phase("compress", _describe_compression(plan)):
         compressed = _compress(plan, export_dir / MODEL_NAME)
     with progress.phase("write", "payload and tokenizer"):
-        _save(compressed, payload_dir / MODEL_NAME)
+        import openvino
+
+        # Compressing to fp16 would round RoPE's frequencies too.
+        openvino.save_model(compressed, payload_dir / MODEL_NAME, compress_to_fp16=False)
         del compressed
         shutil.rmtree(export_dir)
         check_payload(plan, checkpoint, payload_dir / MODEL_NAME)
@@ -210,23 +213,19 @@ def _compress(plan: BuildPlan, path: Path) -> Any:
 
     model = openvino.Core().read_model(path)
     if plan.precision in ("int8", "int4"):
-        model = _quantize(plan, model)
+        import nncf
+
+        mode, grouping = nncf.CompressWeightsMode.INT8_ASYM, {}
+        if plan.group_size is not None:
+            mode = nncf.CompressWeightsMode.INT4_ASYM
+            grouping = {"group_size": plan.group_size, "ratio": 1.0}
+        model = nncf.compress_weights(model, mode=mode, **grouping)
     elif plan.precision != "fp32":
         _narrow_experts(model, ELEMENT_TYPES[plan.precision][0])
     # The exporter notes f16 here, and whoever loads the payload without settings would obey.
     kv_cache_precision = plan.settings["kv_cache_precision"]
     model.set_rt_info(kv_cache_precision, ["runtime_options", "KV_CACHE_PRECISION"])
     return model
-
-
-def _quantize(plan: BuildPlan, model: Any) -> Any:
-    import nncf
-
-    if plan.group_size is None:
-        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
-    return nncf.compress_weights(
-        model, mode=nncf.CompressWeightsMode.INT4_ASYM, group_size=plan.group_size, ratio=1.0
-    )
 
 
 def _narrow_experts(model: Any, element_type: str) -> None:
@@ -254,12 +253,6 @@ def _narrow_experts(model: Any, element_type: str) -> None:
         constant.set_friendly_name(node.get_friendly_name())
         widened = opset13.convert(constant, "f32")
         node.output(0).replace(widened.output(0))
-
-
-def _save(model: Any, path: Path) -> None:
-    import openvino
-
-    openvino.save_model(model, path, compress_to_fp16=False)  # True would round RoPE too
 
 
 def _write_configs(checkpoint: Checkpoint, payload_dir: Path) -> None:

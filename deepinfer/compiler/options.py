@@ -103,7 +103,12 @@ def read_options(recipe: Path | None, flags: Mapping[str, Any]) -> BuildOptions:
     try:
         return BuildOptions.model_validate(options)
     except ValidationError as error:
-        raise _as_config_error(error, recipe) from error
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        source = f"flags or recipe `{recipe}`" if recipe else "flags"
+        raise ConfigError(
+            f"`{key}` {describe_rule(first)}; {source} give {show_value(first['input'])}"
+        ) from error
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:
@@ -126,12 +131,3 @@ def _read_recipe(path: Path) -> dict[str, Any]:
                 hint=suggest(str(key).replace("-", "_"), BuildOptions.model_fields),
             )
     return loaded
-
-
-def _as_config_error(error: ValidationError, recipe: Path | None) -> ConfigError:
-    first = error.errors()[0]
-    key = str(first["loc"][0])
-    source = f"flags or recipe `{recipe}`" if recipe else "flags"
-    return ConfigError(
-        f"`{key}` {describe_rule(first)}; {source} give {show_value(first['input'])}"
-    )

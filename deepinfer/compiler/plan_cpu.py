@@ -132,7 +132,13 @@ class _Formats:
 
 def plan_engine(device: TargetDevice, checkpoint: Checkpoint, options: BuildOptions) -> EnginePlan:
     """Raises PlanError for options that OpenVINO on this CPU cannot meet together."""
-    backend = _choose_backend(device, options)
+    if options.backend == "tensorrt-llm":
+        raise PlanError(
+            f"`--backend tensorrt-llm` compiles for GPUs; the target is a CPU, {device.name}",
+            hint="`--backend openvino`, or a GPU such as `--target rtx5090`",
+        )
+    reason = AS_ASKED if options.backend == "openvino" else "the backend for CPUs"
+    backend = Choice(name="backend", value="openvino", reason=reason)
     _refuse_gpu_options(options)
     check_checkpoint(checkpoint)
     formats = _choose_formats(device, checkpoint, options)
@@ -155,6 +161,7 @@ def plan_engine(device: TargetDevice, checkpoint: Checkpoint, options: BuildOpti
         ),
     )
     limits = choose_limits(checkpoint, options, RULES, memory, {})
+    build_memory_bytes = cpu_build_memory_bytes(checkpoint, precision, weight_bytes)
     return EnginePlan(
         backend="openvino",
         target=device.target,
@@ -167,20 +174,16 @@ def plan_engine(device: TargetDevice, checkpoint: Checkpoint, options: BuildOpti
         memory=limits.memory,
         fitted_limits=limits.fitted,
         settings=formats.settings | {CACHED_TOKENS_KEY: limits.cached_tokens_per_sequence},
-        build=_measure_build(device, checkpoint, precision, weight_bytes),
+        build=BuildNeed(
+            memory_bytes=build_memory_bytes,
+            min_memory_bytes=build_memory_bytes,  # fitted to measured builds, so not too high
+            free_memory_bytes=device.host_memory_bytes,
+            disk_bytes=cpu_build_disk_bytes(checkpoint, precision, weight_bytes),
+            free_disk_bytes=device.disk_bytes,
+        ),
         choices=(backend, *formats.choices, *limits.choices),
         warnings=(WITHOUT_PREFIX_CACHE,) if formats.has_scales_by_channel else (),
     )
-
-
-def _choose_backend(device: TargetDevice, options: BuildOptions) -> Choice:
-    if options.backend == "tensorrt-llm":
-        raise PlanError(
-            f"`--backend tensorrt-llm` compiles for GPUs; the target is a CPU, {device.name}",
-            hint="`--backend openvino`, or a GPU such as `--target rtx5090`",
-        )
-    reason = AS_ASKED if options.backend == "openvino" else "the backend for CPUs"
-    return Choice(name="backend", value="openvino", reason=reason)
 
 
 def _refuse_gpu_options(options: BuildOptions) -> None:
@@ -205,7 +208,7 @@ def _refuse_gpu_options(options: BuildOptions) -> None:
         if is_given:
             raise PlanError(
                 f"`{flag}` belongs to builds for GPUs; the target is a CPU",
-                hint="leave it away, or name a GPU such as `--target rtx5090`",
+                hint="omit it, or name a GPU such as `--target rtx5090`",
             )
 
 
@@ -216,7 +219,7 @@ def _choose_formats(
     if options.group_size is not None and precision.value != "int4":
         raise PlanError(
             f"`--group-size` belongs to int4; this build is {precision.value}",
-            hint="`--precision int4`, or leave `--group-size` away",
+            hint="`--precision int4`, or omit `--group-size`",
         )
     is_int4 = precision.value == "int4"
     group_size = choose_group_size(checkpoint, options) if is_int4 else None
@@ -232,19 +235,6 @@ def _choose_formats(
         activation_group_size=choose_activation_group_size(
             precision.value, int(group_size.value) if group_size else None
         ),
-    )
-
-
-def _measure_build(
-    device: TargetDevice, checkpoint: Checkpoint, precision: str, weight_bytes: int
-) -> BuildNeed:
-    memory_bytes = cpu_build_memory_bytes(checkpoint, precision, weight_bytes)
-    return BuildNeed(
-        memory_bytes=memory_bytes,
-        min_memory_bytes=memory_bytes,  # fitted to what builds took, and no estimate
-        free_memory_bytes=device.host_memory_bytes,
-        disk_bytes=cpu_build_disk_bytes(checkpoint, precision, weight_bytes),
-        free_disk_bytes=device.disk_bytes,
     )
 
 
@@ -295,7 +285,10 @@ def choose_precision(checkpoint: Checkpoint, options: BuildOptions) -> Choice:
     for precision in sorted(candidates, key=lambda precision: CPU_BITS[precision]):
         cost = candidates[precision]
         if cost is not None and cost < MAX_PERPLEXITY_COST:
-            return Choice(name="precision", value=precision, reason=_explain_costs(candidates))
+            measured = [f"{name} {one:.2%}" for name, one in candidates.items() if one is not None]
+            reason = "the lowest that costs less than 1% perplexity on the sample: "
+            reason += ", ".join(measured)
+            return Choice(name="precision", value=precision, reason=reason)
     return Choice(
         name="precision",
         value=checkpoint.precision,
@@ -392,7 +385,9 @@ def choose_group_size(checkpoint: Checkpoint, options: BuildOptions) -> Choice:
     if fitting[0] == GROUP_SIZES[0]:
         reason = "the usual one, and it divides every row"
     else:
-        reason = f"the largest usual one that divides every row: {_narrowest(widths)}"
+        narrowest = min(widths, key=lambda name: widths[name] & -widths[name])
+        reason = "the largest usual one that divides every row: "
+        reason += f"{narrowest} {widths[narrowest]:,}"
     return Choice(name="group_size", value=str(fitting[0]), reason=reason)
 
 
@@ -439,11 +434,6 @@ def _can_store(precision: str, checkpoint: Checkpoint) -> bool:
     return precision != "int4" or any(_divides(size, widths) for size in GROUP_SIZES)
 
 
-def _explain_costs(costs: dict[str, float | None]) -> str:
-    measured = [f"{name} {cost:.2%}" for name, cost in costs.items() if cost is not None]
-    return "the lowest that costs less than 1% perplexity on the sample: " + ", ".join(measured)
-
-
 def _row_widths(dims: ModelDims) -> dict[str, int]:
     """The inner sizes of every matrix that int4 compresses, by name."""
     widths = {
@@ -459,8 +449,3 @@ def _row_widths(dims: ModelDims) -> dict[str, int]:
 
 def _divides(size: int, widths: dict[str, int]) -> bool:
     return all(width % size == 0 for width in widths.values())
-
-
-def _narrowest(widths: dict[str, int]) -> str:
-    name = min(widths, key=lambda name: widths[name] & -widths[name])
-    return f"{name} {widths[name]:,}"

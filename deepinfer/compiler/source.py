@@ -51,6 +51,17 @@ HUB_ID_PATTERN = re.compile(r"[\w.-]+(/[\w.-]+)?")
 HUB_CACHE_PATTERN = re.compile(r"models--([\w.-]+?)(?:--([\w.-]+))?")
 CODE_PATTERN = "*.py"
 SMALL_FILE_PATTERNS = (*SMALL_FILE_NAMES, f"{NAMED_CHAT_TEMPLATES_DIR}/*.jinja")
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+# With an LM head of its own, so that the configuration alone says whether the two are tied.
+NO_WEIGHTS = Weights(
+    files=(),
+    num_bytes=0,
+    parameters_by_dtype={"BF16": 0},
+    embedding_parameters=0,
+    lm_head_parameters=1,
+    expert_parameters=0,
+)
 
 
 def find_checkpoint(
@@ -304,19 +315,6 @@ def _make_progress_bar(progress: Progress) -> type:
     return ByteCounter
 
 
-DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-# With an LM head of its own, so that the configuration alone says whether the two are tied.
-NO_WEIGHTS = Weights(
-    files=(),
-    num_bytes=0,
-    parameters_by_dtype={"BF16": 0},
-    embedding_parameters=0,
-    lm_head_parameters=1,
-    expert_parameters=0,
-)
-
-
 def has_weight_files(folder: Path) -> bool:
     """Whether there is anything in `folder` that holds weights, of whatever format."""
     suffixes = (".safetensors", ".gguf", *PICKLE_SUFFIXES)
@@ -327,19 +325,20 @@ def has_weight_files(folder: Path) -> bool:
 def read_config_only_checkpoint(
     folder: Path, *, model_id: str | None = None, source: str | None = None
 ) -> Checkpoint:
-    """The checkpoint that `folder` describes, without its weights. Raises CheckpointError."""
-    counted = read_checkpoint(
+    """A checkpoint whose parameters are counted from its config.json, as far as a plan needs them.
+
+    The weights need not be there. Raises CheckpointError.
+    """
+    checkpoint = read_checkpoint(
         folder, model_id=model_id, source=source, weights=NO_WEIGHTS, has_counted_weights=True
     )
-    return replace(counted, weights=_count_weights(counted, _read_dtype(folder)))
-
-
-def _count_weights(counted: Checkpoint, dtype: str) -> Weights:
-    dims = counted.dims
+    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    dtype = DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), "BF16")
+    dims = checkpoint.dims
     embedding = dims.vocab_size * dims.hidden_size
-    lm_head = 0 if counted.is_tied else embedding
+    lm_head = 0 if checkpoint.is_tied else embedding
     total = dims.num_layer_parameters + embedding + lm_head
-    return Weights(
+    weights = Weights(
         files=(),
         num_bytes=total * BYTES[dtype],
         parameters_by_dtype={dtype: total},
@@ -347,9 +346,4 @@ def _count_weights(counted: Checkpoint, dtype: str) -> Weights:
         lm_head_parameters=lm_head,
         expert_parameters=dims.num_expert_parameters,
     )
-
-
-def _read_dtype(folder: Path) -> str:
-    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    named = config.get("dtype") or config.get("torch_dtype")
-    return DTYPES.get(str(named), "BF16")
+    return replace(checkpoint, weights=weights)

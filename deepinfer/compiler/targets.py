@@ -426,6 +426,8 @@ def _make_cpu(machine: Machine, disk_bytes: int, reason: str) -> TargetDevice:
 
 def _make_gpu(gpu: Gpu, machine: Machine, disk_bytes: int, reason: str) -> TargetDevice:
     alike = [one for one in machine.gpus if one.name == gpu.name]
+    indices = {one.index for one in alike}
+    blocked = any(indices.issuperset(pair) for pair in machine.blocked_peers)
     return TargetDevice(
         kind="gpu",
         name=gpu.name,
@@ -440,14 +442,9 @@ def _make_gpu(gpu: Gpu, machine: Machine, disk_bytes: int, reason: str) -> Targe
             model=find_gpu_model_by_name(gpu.name, gpu.capability),
             total_bytes=gpu.total_memory_bytes,
             free_bytes=tuple(one.free_memory_bytes for one in alike),
-            has_peer_access=has_peer_access(gpu.name) and not _are_peers_blocked(machine, alike),
+            has_peer_access=has_peer_access(gpu.name) and not blocked,
         ),
     )
-
-
-def _are_peers_blocked(machine: Machine, gpus: list[Gpu]) -> bool:
-    indices = {gpu.index for gpu in gpus}
-    return any(indices.issuperset(pair) for pair in machine.blocked_peers)
 
 
 def _make_absent_gpu(
