@@ -27,7 +27,7 @@ EXIT_TERMINATED = 143  # 128 + SIGTERM, as shells report it
 
 
 class BuildOption(click.Option):
-    """An option whose choices and default stand in the model of options."""
+    """A flag whose help, values and default come from the field of `BuildOptions`."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         from deepinfer.compiler.options import BuildOptions, describe_values
@@ -63,39 +63,39 @@ class BuildOption(click.Option):
 @click.option(
     "--recipe",
     type=click.Path(path_type=Path),
-    help="YAML file with any of these; options override it.",
+    help="YAML file with any of these options; flags override it.",
 )
-@click.option("--dry-run", "is_dry_run", is_flag=True, help="Print the plan, and stop.")
+@click.option("--dry-run", "is_dry_run", is_flag=True, help="Print the plan and exit.")
 @click.option(
     "--compare",
     "is_comparison",
     is_flag=True,
-    help="Print what each precision of the device would give, and stop.",
+    help="Print an estimate for each precision of the device and exit.",
 )
-@click.option("--force", "is_forced", is_flag=True, help="Build even if the engine is up to date.")
+@click.option("--force", "is_forced", is_flag=True, help="Rebuild an engine that is up to date.")
 @click.option(
     "--trust-remote-code",
     is_flag=True,
     default=None,
-    help="Run Python code that comes with the checkpoint.",
+    help="Run Python code from the checkpoint.",
 )
 @click.option(
     "--experimental",
     is_flag=True,
     default=None,
-    help="Allow what the library builds without listing it as supported.",
+    help="Allow combinations that the library builds but does not list as supported.",
 )
 @click.option(
     "--allow-untried-release",
     is_flag=True,
     default=None,
-    help="Build with another TensorRT-LLM than 1.2.1, the only release that is tested.",
+    help="Allow a TensorRT-LLM release other than 1.2.1, the only one tested.",
 )
 @click.option(
     "--gather-logits",
     is_flag=True,
     default=None,
-    help="Let an engine for a GPU give the log probabilities of alternatives.",
+    help="Build a GPU engine that can return top_logprobs.",
 )
 @click.option(
     "--no-smoke-test",
@@ -103,7 +103,7 @@ class BuildOption(click.Option):
     is_flag=True,
     flag_value=False,
     default=None,
-    help="Do not generate a few tokens after a build for a GPU.",
+    help="Skip the test that generates a few tokens after a GPU build.",
 )
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 def build(
@@ -164,7 +164,7 @@ def _read_sources(
     try:
         checkpoint = find_checkpoint(options.model, options.revision, needs_weights=is_build)
     except UnreadableModel as error:
-        # What is missing says less than that no model of this kind can be built.
+        # That no model of this kind can be built is the more useful error.
         if device.kind == "gpu":
             find_architecture(error.architecture)
         else:
@@ -244,7 +244,7 @@ def _print_comparison(
     try:
         chosen = make_plan(device, checkpoint, options, adapter).precision
     except PlanError:
-        chosen = None  # the table says of each why
+        chosen = None  # the table has the reason for each
     if is_json:
         precisions = [estimate.model_dump(mode="json") for estimate in estimates]
         found = {"model_id": checkpoint.id, "target": device.name, "chosen": chosen}

@@ -1,7 +1,7 @@
 """One build from plan to published engine folder.
 
-Staging, compiler, manifest and publication come together here, so that whatever goes wrong, there
-is either the whole engine or what was there before.
+Staging, compiler, manifest and publication come together here, so that on any failure the
+folder holds either the whole engine or what was there before.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def build_engine(
 ) -> BuildResult:
     """Build `output/<plan.name>`, or find that it is what the plan would give.
 
-    `adapter` is the one that the plan speaks of. A name that nobody asked for does not replace an
-    engine of another model, which another build may have made since the plan.
+    `adapter` is the one in the plan. An automatic name does not replace an engine of another model,
+    which another build may have made since the plan.
 
     Raises BuildError when it cannot, BackendError when libraries are missing; either way, and
     when interrupted, `output` is left as it was.
@@ -129,7 +129,7 @@ def build_engine(
 def _compile(plan: BuildPlan, checkpoint: Checkpoint, staging: Staging, progress: Progress) -> int:
     """Run the compiler; the most memory that it held, in bytes.
 
-    What its libraries say goes to a log; warnings about accuracy are shown, and the log's last
+    The output of its libraries goes to a log; warnings about accuracy are shown, and the log's last
     lines when the compiler fails.
     """
     log = BuildLog.create(staging.target)
@@ -176,7 +176,7 @@ def measure_peak_memory() -> int:
     """The most memory that this process has held so far, in bytes, mapped files included."""
     import resource
 
-    # Linux hands the ru_maxrss of whoever started a process on to it; VmHWM is its own.
+    # Linux passes a parent's ru_maxrss on to its children; VmHWM is the process's own.
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):

@@ -29,7 +29,7 @@ from deepinfer.validation import MAX_SHOWN_CHARS
 CALIB_BATCHES = 512  # of one text, as the library's CalibConfig has it
 CALIB_BATCHES_ON_CPU = 64  # where each takes seconds, not milliseconds
 CALIB_MAX_SEQ_LENGTH = 512  # tokens of a text, as the library's CalibConfig has it
-MEMORY_SHARE = 0.9  # of a card that ModelOpt may have; of all of it, so that plans stay the same
+MEMORY_SHARE = 0.9  # of a card's total memory, so that the same options give the same plan
 DEFAULT_TEXTS = Path(__file__).parent.parent / "calibration" / "default.jsonl"
 # What `load_dataset(folder, split="train")` takes for the train split.
 TRAIN_NAME = "train.jsonl"
@@ -58,7 +58,7 @@ def choose_calibration(
         if options.calib_data is not None:
             raise PlanError(
                 f"`--calib-data {options.calib_data}` would not be read: {obstacle}",
-                hint="leave it away",
+                hint="omit it",
             )
         return Calibration(is_needed=False), ()
     assert device.gpu is not None
@@ -93,8 +93,8 @@ class Row(msgspec.Struct, frozen=True):
 def read_calibration_texts(source: Path | None) -> tuple[str, ...]:
     """The texts of `source` in their order, at least one and none of them blank.
 
-    None is the set that comes with the package. A folder stands for its train.jsonl, or without
-    one for every .jsonl and .txt file in it, by name. Raises BuildError.
+    None is the set that ships with the package. A folder means its train.jsonl, or without
+    one every .jsonl and .txt file in it, sorted by name. Raises BuildError.
     """
     path = DEFAULT_TEXTS if source is None else source.expanduser()
     texts = tuple(text for file in _find_files(path) for text in _read_file(file) if text.strip())

@@ -27,6 +27,18 @@ from deepinfer.terminal import format_bytes
 from deepinfer.weights import read_safetensors_header
 
 DEFAULT_MAX_LORAS = 4
+# PEFT's names of linear layers, as the library's own `LoraConfig` has them.
+LORA_MODULES = {
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "qkv_proj": "attn_qkv",
+    "o_proj": "attn_dense",
+    "gate_proj": "mlp_h_to_4h",
+    "up_proj": "mlp_gate",
+    "gate_up_proj": "mlp_gate_up",
+    "down_proj": "mlp_4h_to_h",
+}
 
 
 def choose_lora(

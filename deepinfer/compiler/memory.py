@@ -37,7 +37,7 @@ CONTEXT_BYTES = 1_000_000_000  # CUDA context, TensorRT, cuBLAS and the executor
 NCCL_BYTES = 300_000_000  # its buffers, once there is more than one GPU
 CALIBRATION_BYTES = 1_500_000_000  # context, activations and logits of one text
 # The executor keeps a few numbers of four bytes for each token that each sequence may have: ids,
-# log probabilities, where its cache lies.
+# log probabilities, the address of its cache.
 SLOT_BYTES_PER_TOKEN = 20
 GPU_BUILD_LIBRARY_BYTES = 4_000_000_000  # torch, TensorRT and ModelOpt in the building process
 CPU_BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4}
@@ -61,7 +61,7 @@ class MemoryModel:
     weight_bytes: int
     kv_bytes_per_token: int
     logits_bytes: int  # of one sequence
-    overhead_bytes: Callable[[int], int]  # of steps of so many tokens
+    overhead_bytes: Callable[[int], int]  # of steps of N tokens
     slot_bytes_per_token: int = 0  # of each sequence that may run, however short it is
 
 
@@ -143,8 +143,8 @@ class Budget:
 class LimitRules:
     """What differs between kinds of devices."""
 
-    max_batch_size: int  # when nobody says
-    max_num_tokens: int  # when nobody says
+    max_batch_size: int  # default
+    max_num_tokens: int  # default
     num_tokens_reason: str
     sharing: int  # sequences that share the KV cache of one full one
     memory_name: str  # whose memory it is
@@ -175,7 +175,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class _Fit:
-    """A budget with what to say when it is too small."""
+    """A budget with what its error message needs when it is too small."""
 
     budget: Budget
     rules: LimitRules
@@ -241,7 +241,7 @@ def choose_limits(
 def _choose_usual_seq_len(
     checkpoint: Checkpoint, options: BuildOptions, positions: int, rules: LimitRules
 ) -> Choice:
-    """The length that is asked for, or that most requests need."""
+    """The requested length, or one that is enough for most requests."""
     name = "max_seq_len"
     ending = _why_positions_end(checkpoint, positions, rules)
     requested = options.max_seq_len
@@ -260,15 +260,15 @@ def _choose_usual_seq_len(
             hint=f"`--max-input-len {positions - 1}` or lower",
         )
     longest_input = options.max_input_len or 0
-    wanted = max(DEFAULT_MAX_SEQ_LEN, longest_input + DEFAULT_ANSWER_LEN)
-    if wanted >= positions:
+    length = max(DEFAULT_MAX_SEQ_LEN, longest_input + DEFAULT_ANSWER_LEN)
+    if length >= positions:
         reason = f"all of the model's positions{ending}"
         return Choice(name=name, value=str(positions), reason=reason)
-    if wanted > DEFAULT_MAX_SEQ_LEN:
+    if length > DEFAULT_MAX_SEQ_LEN:
         reason = f"the longest input and {DEFAULT_ANSWER_LEN:,} tokens of answer"
     else:
         reason = f"enough for most chats; the model itself has {positions:,} positions"
-    return Choice(name=name, value=str(wanted), reason=reason)
+    return Choice(name=name, value=str(length), reason=reason)
 
 
 def _lengthen(
@@ -354,7 +354,7 @@ def _choose_max_batch_size(fit: _Fit, options: BuildOptions) -> Choice:
     if budget.num_sequences < 1:
         raise _does_not_fit(fit, 1)
     if budget.num_sequences >= rules.max_batch_size:
-        reason = f"memory would hold {_count_sequences(budget)}; more wait in line"
+        reason = f"memory would hold {_count_sequences(budget)}; more are queued"
         return Choice(name=name, value=str(rules.max_batch_size), reason=reason)
     # A power of two, so that a little more or less free memory gives the same engine.
     value = 1 << (budget.num_sequences.bit_length() - 1)
@@ -495,7 +495,7 @@ def cpu_build_memory_bytes(checkpoint: Checkpoint, precision: str, weight_bytes:
 
 
 def cpu_build_disk_bytes(checkpoint: Checkpoint, precision: str, weight_bytes: int) -> int:
-    """The export and the payload that is made from it lie side by side for a while."""
+    """The export and the payload that is made from it are on disk together for a while."""
     return export_bytes(checkpoint, precision) + weight_bytes + CONFIG_BYTES
 
 
@@ -608,8 +608,8 @@ def gpu_min_host_bytes(
 ) -> int:
     """One copy of the weights, without which no build can end.
 
-    A model that the GPU calibrates goes there shard by shard, and comes back quantised. All others
-    lie in host memory as the checkpoint has them: to be quantised there, or to be compiled.
+    A model that the GPU calibrates is moved there shard by shard and comes back quantised. All
+    others are in host memory as the checkpoint stores them.
     """
     if is_calibrated_on_gpu or checkpoint.quantization is not None:
         return engine_bytes(checkpoint, precision)
@@ -623,5 +623,5 @@ def gpu_host_bytes(checkpoint: Checkpoint, precision: str, *, is_calibrated_on_g
 
 
 def gpu_build_disk_bytes(checkpoint: Checkpoint, precision: str) -> int:
-    """The quantised checkpoint, the engine made from it and its copy lie side by side."""
+    """The quantised checkpoint, the engine made from it and its copy are on disk together."""
     return 3 * engine_bytes(checkpoint, precision) + CONFIG_BYTES

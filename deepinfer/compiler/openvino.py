@@ -1,7 +1,7 @@
 """Checkpoint to OpenVINO IR: load, export, compress, write the payload.
 
-The plan has decided everything. This module knows the libraries' traps, each named where it is
-avoided, and proves afterwards that what lies on disk is what the plan says.
+The plan has decided everything. Traps of the libraries are named where they are avoided, and the
+payload on disk is compared with the plan afterwards.
 """
 
 from __future__ import annotations

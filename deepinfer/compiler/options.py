@@ -1,7 +1,7 @@
-"""What a user asks of a build: flags over a recipe over defaults, each default written once.
+"""The options of a build: flags override a recipe, which overrides the defaults here.
 
-Recipes are YAML files whose keys are the names of the flags. What can be met is for the planner to
-say; this module only refuses what has no meaning at all.
+Recipes are YAML files whose keys are the names of the flags. Whether the options can be met is
+decided by the planner; this module only refuses values that have no meaning.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ AS_ASKED = "as asked"  # the reason of a choice that an option made
 
 
 class BuildOptions(BaseModel):
-    """One build as asked for. None and `auto` leave the choice to the planner."""
+    """The options of one build. None and `auto` leave the choice to the planner."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,46 +35,58 @@ class BuildOptions(BaseModel):
         None, min_length=1, description="LoRA adapter to merge into the weights: folder or hub id"
     )
     output: Path = Field(Path("engines"), description="Folder of engines")
-    name: str | None = Field(None, description="Name of the engine; from the model when not given")
+    name: str | None = Field(None, description="Name of the engine; by default made from the model")
     backend: RequestedBackend = Field(
         "auto", description="Library that compiles and runs the engine"
     )
     precision: Precision = Field("auto", description="Type of the weights")
     kv_cache_precision: KvCachePrecision = Field("auto", description="Type of the KV cache")
-    group_size: int | None = Field(None, ge=1, description="Weights that share a scale, for int4")
+    group_size: int | None = Field(
+        None, ge=1, description="Number of int4 weights that share a scale"
+    )
     target: str = Field("auto", description="Device: `cpu`, or a GPU by name or compute capability")
-    max_batch_size: int | None = Field(None, ge=1, description="Sequences that run at once")
-    max_input_len: int | None = Field(None, ge=1, description="Tokens of the longest prompt")
-    max_seq_len: int | None = Field(None, ge=2, description="Tokens of prompt and answer")
-    max_num_tokens: int | None = Field(None, ge=1, description="Tokens computed in one step")
-    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share every layer")
-    pipeline_parallel_size: int = Field(1, ge=1, description="GPUs that share out the layers")
+    max_batch_size: int | None = Field(
+        None, ge=1, description="Maximum number of sequences that run at once"
+    )
+    max_input_len: int | None = Field(None, ge=1, description="Maximum number of prompt tokens")
+    max_seq_len: int | None = Field(
+        None, ge=2, description="Maximum number of tokens of prompt and answer together"
+    )
+    max_num_tokens: int | None = Field(
+        None, ge=1, description="Maximum number of tokens computed in one step"
+    )
+    tensor_parallel_size: int = Field(1, ge=1, description="Number of GPUs that split every layer")
+    pipeline_parallel_size: int = Field(
+        1, ge=1, description="Number of GPUs among which the layers are divided"
+    )
     max_lora_rank: int | None = Field(
         None,
         ge=1,
         le=512,
-        description="Highest rank of LoRA adapters that an engine for a GPU takes by request; "
-        "none: it takes none",
+        description="Maximum rank of the LoRA adapters that requests to a GPU engine may name; "
+        "without it, none may be named",
     )
     max_loras: int | None = Field(
-        None, ge=1, le=256, description="LoRA adapters that an engine for a GPU holds in memory"
+        None,
+        ge=1,
+        le=256,
+        description="Maximum number of LoRA adapters that a GPU engine keeps in memory",
     )
     calib_data: Path | None = Field(
-        None, description="Texts to calibrate with: a folder, a .jsonl or a .txt file"
+        None, description="Texts for calibration: a folder, a .jsonl or a .txt file"
     )
     experimental: bool = Field(
-        False, description="Allow what the library builds without listing it as supported"
+        False,
+        description="Allow combinations that the library builds but does not list as supported",
     )
     allow_untried_release: bool = Field(
-        False, description="Build with another TensorRT-LLM than 1.2.1, the only tested release"
+        False, description="Allow a TensorRT-LLM release other than 1.2.1, the only one tested"
     )
     gather_logits: bool = Field(
-        False, description="Let an engine for a GPU give the log probabilities of alternatives"
+        False, description="Build a GPU engine that can return top_logprobs"
     )
-    smoke_test: bool = Field(True, description="Generate a few tokens after a build for a GPU")
-    trust_remote_code: bool = Field(
-        False, description="Run Python code that comes with the checkpoint"
-    )
+    smoke_test: bool = Field(True, description="Generate a few tokens after a GPU build")
+    trust_remote_code: bool = Field(False, description="Run Python code from the checkpoint")
 
 
 def describe_values(field: FieldInfo) -> str:
@@ -122,7 +134,7 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ConfigError(
             f"recipe `{path}` is not a mapping of keys to values",
-            hint="write one `key: value` a line, such as `precision: int8`",
+            hint="write one `key: value` per line, such as `precision: int8`",
         )
     for key in loaded:
         if key not in BuildOptions.model_fields:

@@ -1,8 +1,8 @@
-"""What will be built and why, decided before anything heavy loads.
+"""Decides what is built and why, before any heavy library is imported.
 
 `make_plan` is pure: a device, a checkpoint and options in, a `BuildPlan` or a PlanError out. Each
-kind of device decides in a module of its own (`plan_cpu.py`, `plan_gpu.py`); here is what all
-plans have in common.
+kind of device decides in a module of its own (`plan_cpu.py`, `plan_gpu.py`); this
+module has what all plans have in common.
 """
 
 from __future__ import annotations
@@ -47,10 +47,11 @@ def make_plan(
 ) -> BuildPlan:
     """Decide everything about a build; `adapter` is to be merged into the checkpoint.
 
-    `built` are the engines that exist already: a name that was not asked for is never that of an
-    engine of another model.
+    `built` are the engines that exist already: an automatic name is never that of an engine of
+    another model. `check_room` checks that this machine has room for the build.
+
     Raises PlanError for options that cannot be met together, CheckpointError for an adapter of
-    another model. Whether this machine has room for the build is for `check_room`.
+    another model.
     """
     plan = _make_plan(device, checkpoint, options, adapter, built)
     is_choice = device.kind == "gpu" and checkpoint.quantization is None

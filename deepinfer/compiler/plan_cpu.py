@@ -1,4 +1,4 @@
-"""The plan of an engine for a CPU: what OpenVINO can do there, and what is best if nobody says.
+"""The plan of an engine for a CPU: what OpenVINO supports there, and the best default.
 
 Pure rules; nothing here reads a file or imports a library.
 """
@@ -29,7 +29,7 @@ from deepinfer.compiler.targets import TargetDevice
 from deepinfer.errors import PlanError
 from deepinfer.manifest import CACHED_TOKENS_KEY, MIN_FULL_SEQUENCES, Choice
 
-MEMORY_SHARE = 0.9  # of what is free; the rest is for the API process and everybody else
+MEMORY_SHARE = 0.9  # of what is free; the rest is for the API process and other programs
 WITHOUT_PREFIX_CACHE = (
     "an int8 KV cache of a model with biases on its keys goes without the prefix cache: every "
     "prompt is computed whole; `--kv-cache-precision fp16` has it"
@@ -364,7 +364,7 @@ def choose_activation_group_size(precision: str, int4_group_size: int | None) ->
 
 
 def choose_group_size(checkpoint: Checkpoint, options: BuildOptions) -> Choice:
-    """How many int4 weights share a scale. Raises PlanError when a matrix cannot be cut so."""
+    """How many int4 weights share a scale. Raises PlanError when a matrix cannot be divided so."""
     widths = _row_widths(checkpoint.dims)
     fitting = [size for size in GROUP_SIZES if _divides(size, widths)]
     fitting_text = ", ".join(map(str, fitting))

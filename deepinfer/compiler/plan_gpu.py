@@ -1,4 +1,4 @@
-"""The plan of an engine for GPUs: what TensorRT-LLM can build, and what is best if nobody says.
+"""The plan of an engine for GPUs: what TensorRT-LLM supports, and the best default.
 
 Pure rules; nothing here reads a file or imports a library. Tensor parallelism splits every layer
 and adds up the parts after each; pipeline parallelism gives each GPU whole layers.
@@ -37,7 +37,6 @@ from deepinfer.compiler.plan_types import (
     BuildNeed,
     EnginePlan,
     PluginValue,
-    Roofline,
     TensorRtLlmPlan,
 )
 from deepinfer.compiler.published import find_published
@@ -116,7 +115,19 @@ class _Engine:
 
 def plan_engine(device: TargetDevice, checkpoint: Checkpoint, options: BuildOptions) -> EnginePlan:
     """Raises PlanError for options that TensorRT-LLM on this GPU cannot meet together."""
-    backend = _choose_backend(device, options)
+    if options.backend == "openvino":
+        raise PlanError(
+            f"`--backend openvino` compiles for CPUs; the target is a GPU, {device.name}",
+            hint="`--backend tensorrt-llm`, or `--target cpu`",
+        )
+    if options.group_size is not None:
+        raise PlanError(
+            "`--group-size` applies to int4 on CPUs: TensorRT-LLM's own int4 has one scale per "
+            "column",
+            hint="omit it, or `--target cpu`",
+        )
+    reason = AS_ASKED if options.backend == "tensorrt-llm" else "the backend for NVIDIA GPUs"
+    backend = Choice(name="backend", value="tensorrt-llm", reason=reason)
     capability = capability_of(device)
     architecture = check_checkpoint(checkpoint)
     parallelism, parallel_choices = choose_parallelism(device, checkpoint.dims, options)
@@ -142,6 +153,17 @@ def plan_engine(device: TargetDevice, checkpoint: Checkpoint, options: BuildOpti
     calibration, calibration_choices = choose_calibration(
         device, checkpoint, precision.value, kv_cache.value, options
     )
+    is_calibrated_on_gpu = calibration.is_needed and calibration.device == "cuda"
+    roofline = None
+    if (model := _gpu(device).model) is not None:
+        roofline = find_roofline(
+            model,
+            checkpoint,
+            precision.value,
+            limits.engine.max_batch_size,
+            limits.memory.kv_cache_bytes * engine.num_gpus,
+            parallelism,
+        )
     return EnginePlan(
         backend="tensorrt-llm",
         target=device.target,
@@ -153,8 +175,24 @@ def plan_engine(device: TargetDevice, checkpoint: Checkpoint, options: BuildOpti
         limits=limits.engine,
         memory=limits.memory,
         fitted_limits=limits.fitted,
-        settings=_runtime_settings(device, engine, options),
-        build=_measure_build(device, checkpoint, precision.value, calibration),
+        settings={
+            "tokens_per_block": TOKENS_PER_BLOCK,
+            "chunked_prefill": engine.is_paged,
+            "block_reuse": engine.is_paged,
+            **({"gather_logits": True} if options.gather_logits else {}),
+            **nccl_env(device, engine.parallelism),  # set in the environment
+        },
+        build=BuildNeed(
+            memory_bytes=gpu_host_bytes(
+                checkpoint, precision.value, is_calibrated_on_gpu=is_calibrated_on_gpu
+            ),
+            min_memory_bytes=gpu_min_host_bytes(
+                checkpoint, precision.value, is_calibrated_on_gpu=is_calibrated_on_gpu
+            ),
+            free_memory_bytes=device.host_memory_bytes,
+            disk_bytes=gpu_build_disk_bytes(checkpoint, precision.value),
+            free_disk_bytes=device.disk_bytes,
+        ),
         choices=(
             *(backend, precision, kv_cache),
             *parallel_choices,
@@ -165,22 +203,9 @@ def plan_engine(device: TargetDevice, checkpoint: Checkpoint, options: BuildOpti
         warnings=_find_warnings(device, engine, architecture, limits),
         parallelism=parallelism,
         tensorrt_llm=_plan_library(device, engine, calibration, options),
-        roofline=_find_roofline(device, engine, limits),
+        roofline=roofline,
         lora=lora,
     )
-
-
-def _runtime_settings(
-    device: TargetDevice, engine: _Engine, options: BuildOptions
-) -> dict[str, str | int | bool]:
-    """What the payload must be loaded with; names of NCCL's are set in the environment."""
-    return {
-        "tokens_per_block": TOKENS_PER_BLOCK,
-        "chunked_prefill": engine.is_paged,
-        "block_reuse": engine.is_paged,
-        **({"gather_logits": True} if options.gather_logits else {}),
-        **nccl_env(device, engine.parallelism),
-    }
 
 
 def _plan_library(
@@ -215,23 +240,8 @@ def _gpu(device: TargetDevice) -> GpuTarget:
     return device.gpu
 
 
-def _choose_backend(device: TargetDevice, options: BuildOptions) -> Choice:
-    if options.backend == "openvino":
-        raise PlanError(
-            f"`--backend openvino` compiles for CPUs; the target is a GPU, {device.name}",
-            hint="`--backend tensorrt-llm`, or `--target cpu`",
-        )
-    if options.group_size is not None:
-        raise PlanError(
-            "`--group-size` belongs to int4 on CPUs: TensorRT-LLM's own int4 has a scale a column",
-            hint="leave it away, or `--target cpu`",
-        )
-    reason = AS_ASKED if options.backend == "tensorrt-llm" else "the backend for NVIDIA GPUs"
-    return Choice(name="backend", value="tensorrt-llm", reason=reason)
-
-
 def _without_other_programs(device: TargetDevice) -> TargetDevice:
-    """The same cards with nothing on them, so that what runs today decides nothing."""
+    """The same cards with all memory free, so that other programs do not change the plan."""
     card = _gpu(device)
     free_bytes = card.total_bytes - DRIVER_BYTES
     cards = replace(card, free_bytes=tuple(free_bytes for _ in card.free_bytes))
@@ -296,37 +306,15 @@ def _split_in_two(device: TargetDevice, engine: _Engine) -> _Engine | None:
     return replace(engine, parallelism=halves)
 
 
-def _measure_build(
-    device: TargetDevice, checkpoint: Checkpoint, precision: str, calibration: Calibration
-) -> BuildNeed:
-    is_on_gpu = calibration.is_needed and calibration.device == "cuda"
-    return BuildNeed(
-        memory_bytes=gpu_host_bytes(checkpoint, precision, is_calibrated_on_gpu=is_on_gpu),
-        min_memory_bytes=gpu_min_host_bytes(checkpoint, precision, is_calibrated_on_gpu=is_on_gpu),
-        free_memory_bytes=device.host_memory_bytes,
-        disk_bytes=gpu_build_disk_bytes(checkpoint, precision),
-        free_disk_bytes=device.disk_bytes,
-    )
-
-
-def _find_roofline(device: TargetDevice, engine: _Engine, limits: Limits) -> Roofline | None:
-    model = _gpu(device).model
-    if model is None:
-        return None
-    return find_roofline(
-        model,
-        engine.checkpoint,
-        engine.precision,
-        limits.engine.max_batch_size,
-        limits.memory.kv_cache_bytes * engine.num_gpus,
-        engine.parallelism,
-    )
-
-
 def _find_warnings(
     device: TargetDevice, engine: _Engine, architecture: Architecture, limits: Limits
 ) -> tuple[str, ...]:
-    warnings = list(find_warnings(device, engine.parallelism))
+    warnings = []
+    if engine.parallelism.tensor_parallel_size > 1 and nccl_env(device, engine.parallelism):
+        warnings.append(
+            f"tensor parallel over {device.name}: every layer's sums go through host memory; "
+            "`--pipeline-parallel-size` sends far less"
+        )
     checkpoint, precision = engine.checkpoint, engine.precision
     if not device.is_here:
         total = format_bytes(_gpu(device).total_bytes)
@@ -336,8 +324,8 @@ def _find_warnings(
         )
     if architecture.status == "untried":
         warnings.append(
-            f"nobody has tried {architecture.name} here: TensorRT-LLM {CHECKED_VERSION} compiles "
-            "it, and its answers were never compared"
+            f"{architecture.name} is untested: TensorRT-LLM {CHECKED_VERSION} compiles it, and its "
+            "answers were never compared"
         )
     algo = QUANT_ALGOS.get(precision)
     if algo in ("FP8", "NVFP4") and algo not in architecture.listed:
@@ -372,9 +360,7 @@ def _find_warnings(
     if precision in ("int8", "int4") or not engine.is_paged:
         warnings.append("experimental: the library does not list this combination as supported")
     if engine.lora is not None and precision not in ("bf16", "fp16", "fp8"):
-        warnings.append(
-            f"nobody has recorded how TensorRT-LLM adapts {precision} weights by request"
-        )
+        warnings.append(f"LoRA adapters by request on {precision} weights are untested")
     return tuple(warnings)
 
 
@@ -567,7 +553,12 @@ def choose_kv_cache_precision(
     if requested == "auto":
         return _best_kv_cache(checkpoint, precision, own)
     if requested == "fp8":
-        _check_fp8_cache(precision, own, is_experimental=options.experimental)
+        if not can_page_attention(precision, "fp8") and not options.experimental:
+            raise PlanError(
+                f"`--kv-cache-precision fp8` beside {precision} weights: the library then drops "
+                "paged attention, and with it chunked prompts and the reuse of their cache",
+                hint=f"`--kv-cache-precision {own}`, or `--precision fp8`, or `--experimental`",
+            )
     elif requested != own:
         raise PlanError(
             f"`--kv-cache-precision {requested}`: the cache is fp8 or has the type that the engine "
@@ -625,19 +616,10 @@ def _best_kv_cache(checkpoint: Checkpoint, precision: str, own: str) -> Choice:
     return Choice(name="kv_cache_precision", value=value, reason=reason)
 
 
-def _check_fp8_cache(precision: str, own: str, *, is_experimental: bool) -> None:
-    if not can_page_attention(precision, "fp8") and not is_experimental:
-        raise PlanError(
-            f"`--kv-cache-precision fp8` beside {precision} weights: the library then drops paged "
-            "attention, and with it chunked prompts and the reuse of their cache",
-            hint=f"`--kv-cache-precision {own}`, or `--precision fp8`, or `--experimental`",
-        )
-
-
 def choose_parallelism(
     device: TargetDevice, dims: ModelDims, options: BuildOptions
 ) -> tuple[Parallelism, tuple[Choice, ...]]:
-    """Raises PlanError for a cut that the model or the machine does not allow."""
+    """Raises PlanError for sizes that the model or the machine does not allow."""
     parallelism = Parallelism(
         tensor_parallel_size=options.tensor_parallel_size,
         pipeline_parallel_size=options.pipeline_parallel_size,
@@ -649,7 +631,7 @@ def choose_parallelism(
     assert device.gpu is not None
     if device.is_here and num_gpus > len(device.gpu.free_bytes):
         raise PlanError(
-            f"the engine is asked to run on {num_gpus} GPUs; this machine has "
+            f"the engine needs {num_gpus} GPUs; this machine has "
             f"{len(device.gpu.free_bytes)} {device.name}",
             hint="lower `--tensor-parallel-size` times `--pipeline-parallel-size`",
         )
@@ -660,12 +642,14 @@ def choose_parallelism(
         if size > 1
     ]
     if nccl_env(device, parallelism):
-        choices.append(_explain_nccl_env())
+        value = ", ".join(f"{name}={value}" for name, value in NO_PEER_ACCESS_ENV.items())
+        reason = "GeForce drivers allow no peer access, and NCCL can hang when it tries"
+        choices.append(Choice(name="nccl_env", value=value, reason=reason))
     return parallelism, tuple(choices)
 
 
 def find_obstacle(parallelism: Parallelism, dims: ModelDims) -> str | None:
-    """Why the model cannot be cut so; None when it can."""
+    """Why the model cannot be split so; None when it can."""
     tensor, stages = parallelism.tensor_parallel_size, parallelism.pipeline_parallel_size
     for name, size in (
         ("attention heads", dims.num_attention_heads),
@@ -687,21 +671,6 @@ def nccl_env(device: TargetDevice, parallelism: Parallelism) -> dict[str, str]:
     return dict(NO_PEER_ACCESS_ENV)
 
 
-def find_warnings(device: TargetDevice, parallelism: Parallelism) -> tuple[str, ...]:
-    if parallelism.tensor_parallel_size == 1 or not nccl_env(device, parallelism):
-        return ()
-    return (
-        f"tensor parallel over {device.name}: every layer's sums go through host memory; "
-        "`--pipeline-parallel-size` sends far less",
-    )
-
-
-def _explain_nccl_env() -> Choice:
-    value = ", ".join(f"{name}={value}" for name, value in NO_PEER_ACCESS_ENV.items())
-    reason = "GeForce drivers allow no peer access, and NCCL can hang when it tries"
-    return Choice(name="nccl_env", value=value, reason=reason)
-
-
 def choose_plugins(
     dtype: str,
     precision: str,
@@ -713,7 +682,8 @@ def choose_plugins(
 ) -> dict[str, PluginValue]:
     return {
         "dtype": dtype,
-        "gemm_plugin": _choose_gemm_plugin(precision),
+        # TensorRT's own FP8 products are the faster ones but for very small batches.
+        "gemm_plugin": {"nvfp4": "nvfp4", "fp8": None}.get(precision, "auto"),
         "nccl_plugin": "auto" if num_gpus > 1 else None,
         "context_fmha": True,
         "remove_input_padding": True,
@@ -727,10 +697,3 @@ def choose_plugins(
         "user_buffer": False,
         **({"lora_plugin": "auto"} if takes_adapters else {}),  # computes in the base type
     }
-
-
-def _choose_gemm_plugin(precision: str) -> str | None:
-    if precision == "nvfp4":
-        return "nvfp4"
-    # TensorRT's own FP8 products are the faster ones but for very small batches.
-    return None if precision == "fp8" else "auto"

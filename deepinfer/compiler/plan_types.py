@@ -50,7 +50,7 @@ class BuildNeed(Record):
 
 
 class Roofline(Record):
-    """Tokens a second that cannot be passed."""
+    """Upper bounds, in tokens per second."""
 
     decode_tokens_per_s: int  # of one sequence alone, its cache still short
     full_batch_tokens_per_s: int  # of max_batch_size sequences together, caches as full as planned
@@ -67,7 +67,7 @@ class TensorRtLlmPlan(Record):
     is_prequantized: bool  # by ModelOpt: the checkpoint has its scales
     needs_calibration: bool
     calib_device: str  # "cuda" or "cpu"
-    calib_data: str | None  # as asked for; None is the set that ships with DeepInfer
+    calib_data: str | None  # as requested; None is the set that ships with DeepInfer
     calib_batches: int
     calib_max_seq_length: int
     plugins: dict[str, PluginValue]  # fields of PluginConfig

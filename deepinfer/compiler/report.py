@@ -92,7 +92,7 @@ def _alternative_row(estimate: PrecisionEstimate) -> tuple[str, str, str]:
 def comparison_rows(
     estimates: Sequence[PrecisionEstimate], chosen: str | None
 ) -> list[tuple[str, ...]]:
-    """One row for each precision, with upper bounds of speeds in tokens a second."""
+    """One row for each precision, with upper bounds of speeds in tokens per second."""
     return [_comparison_row(estimate, chosen) for estimate in estimates]
 
 

@@ -1,7 +1,7 @@
-"""From what `--model` says to a checkpoint on this machine: the sample, a folder, or the hub.
+"""Finds the checkpoint that `--model` names: the sample, a folder, or a model on the hub.
 
-The hub is asked for small files first; a plan needs no more. Weights are fetched when a build
-begins, and only safetensors are.
+For a plan only the small files are downloaded; the weights follow when a build begins, and only
+safetensors are.
 """
 
 from __future__ import annotations
@@ -272,7 +272,7 @@ def _translate(error: BaseException, repo_id: str, revision: str | None) -> Chec
     if isinstance(error, errors.RevisionNotFoundError):
         return CheckpointError(
             f"`{repo_id}` has no revision `{revision}`",
-            hint="leave `--revision` away for the newest",
+            hint="omit `--revision` for the newest",
         )
     if isinstance(error, errors.NotASafetensorsRepoError):
         return CheckpointError(

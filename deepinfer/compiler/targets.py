@@ -86,7 +86,7 @@ class GpuModel:
     capability: str
     memory_bytes: int  # in total, as NVML reports it
     bandwidth_bytes_per_s: float
-    flops_16: float  # dense, a second, of FP16 and BF16, summed up in FP32
+    flops_16: float  # dense, per second, of FP16 and BF16, accumulated in FP32
     flops_fp8: float | None = None  # None: no such tensor cores
     flops_fp4: float | None = None
     aliases: tuple[str, ...] = ()  # as `simplify_name` leaves them
@@ -286,13 +286,13 @@ def find_nearest(target: str) -> GpuModel | None:
 
 
 def has_peer_access(nvml_name: str) -> bool:
-    """Whether the driver lets a card read another's memory: GeForce drivers do not."""
+    """Whether the driver allows a card to read another's memory: GeForce drivers do not."""
     return "GeForce" not in nvml_name
 
 
 @dataclass(frozen=True)
 class GpuTarget:
-    """What a plan for GPUs needs beside name and capability. All cards of one plan are alike."""
+    """What a plan for GPUs needs beside name and capability. All cards of one plan are equal."""
 
     model: GpuModel | None  # None: a card whose speed is not known here
     total_bytes: int  # of one card

@@ -1,8 +1,8 @@
 """Checkpoint to TensorRT engine: calibrate, compile, try a few tokens, write the payload.
 
-The plan has decided everything; this module says it to TensorRT-LLM 1.2.1, with every limit spelled
-out, because the library fills in its own for what is left unsaid and ignores names that it does not
-know. What lies on disk afterwards is read back and held against the plan.
+The plan has decided everything; TensorRT-LLM 1.2.1 receives every limit explicitly, because the
+library has defaults of its own for missing ones and ignores unknown names. The payload on disk is
+compared with the plan afterwards.
 
 Of the library's two ways, `LLM(...).save()` is taken and not the one over converted checkpoints and
 `build()`: it is the documented interface of this release and needs no script of an example folder,
@@ -29,6 +29,7 @@ from deepinfer.compiler.calibration import (
     read_calibration_texts,
     write_calibration_folder,
 )
+from deepinfer.compiler.lora import LORA_MODULES
 from deepinfer.compiler.plan_types import BuildPlan, TensorRtLlmPlan
 from deepinfer.compiler.progress import Progress
 from deepinfer.compiler.source_links import link_checkpoint, neutral_folder
@@ -43,22 +44,9 @@ logger = logging.getLogger(__name__)
 WORK_DIR = ".work"  # removed before the engine is sealed
 TIMING_CACHE_NAME = "tensorrt.timing.cache"
 LIBRARIES = ("tensorrt", "torch", "transformers", "nvidia-modelopt")  # of which some may be absent
-CALIBRATION_SEED = 1234  # the library's own default, said so that the build is repeatable
+CALIBRATION_SEED = 1234  # the library's own default, explicit so that the build is repeatable
 SMOKE_TEXT = "The capital of France is"
 SMOKE_TOKENS = 8
-
-# PEFT's names of linear layers, as the library's own `LoraConfig` has them.
-LORA_MODULES = {
-    "q_proj": "attn_q",
-    "k_proj": "attn_k",
-    "v_proj": "attn_v",
-    "qkv_proj": "attn_qkv",
-    "o_proj": "attn_dense",
-    "gate_proj": "mlp_h_to_4h",
-    "up_proj": "mlp_gate",
-    "gate_up_proj": "mlp_gate_up",
-    "down_proj": "mlp_4h_to_h",
-}
 
 
 def read_versions(plan: BuildPlan) -> dict[str, str]:
@@ -89,7 +77,7 @@ def compile_checkpoint(
 ) -> None:
     """Write `payload/` and `tokenizer/` into the empty `folder`. Takes minutes.
 
-    Raises BuildError when the library cannot compile the checkpoint or the engine talks nonsense.
+    Raises BuildError when the library cannot compile the checkpoint or its smoke test fails.
     """
     settings = plan.tensorrt_llm
     assert settings is not None, "a plan for another backend"
@@ -242,7 +230,7 @@ def _make_build_config(
     if not _is_writable(cache):
         logger.info("TensorRT's timings are not kept: `%s` cannot be written", cache)
         cache = work_dir / TIMING_CACHE_NAME
-    # Compiled into the engine here, and told to the executor that then loads it as well.
+    # For the engine that is compiled, and again for the executor that then loads it.
     lora = {"lora_config": _make_lora_config(library, plan.lora)} if plan.lora else {}
     return _make(
         library.BuildConfig,
@@ -354,7 +342,7 @@ def rank_file_names(world_size: int) -> list[str]:
 
 
 def check_payload(plan: BuildPlan, folder: Path) -> None:
-    """Raise BuildError unless `folder` holds every rank and is what the plan says."""
+    """Raise BuildError unless `folder` holds every rank and is as planned."""
     for name in rank_file_names(plan.parallelism.world_size):
         path = folder / name
         if not path.is_file() or path.stat().st_size == 0:
@@ -377,7 +365,7 @@ def _expected(plan: BuildPlan) -> dict[str, Any]:
     }
     gathers = bool(plan.settings.get("gather_logits", False))
     expected["build_config.gather_generation_logits"] = gathers
-    # Without padding and with a paged context the library has no use for this limit, and says so.
+    # Without padding and with a paged context the library ignores this limit, with a warning.
     del expected["build_config.max_input_len"]
     expected |= {
         "pretrained_config.quantization.quant_algo": settings.quant_algo,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from deepinfer.compiler.lora import LORA_MODULES
 from deepinfer.compiler.plan_types import Roofline
-from deepinfer.compiler.tensorrt_llm import LORA_MODULES
 from deepinfer.errors import PlanError
 from tests.compiler.planning import LLAMA, RTX4090, RTX5090, library_of, plan, read_config, reason
 

@@ -179,7 +179,7 @@ REFUSED: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], str, str]] = 
         LLAMA,
         {"precision": "int4", "group_size": 64, "experimental": True},
         "`--group-size` belongs to int4 on CPUs",
-        "leave it away",
+        "omit it",
     ),
     "int8-cache": (
         RTX5090,
@@ -279,14 +279,14 @@ REFUSED: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], str, str]] = 
         LLAMA,
         {"precision": "bf16", "calib_data": "texts.txt"},
         "`--calib-data texts.txt` would not be read: bf16 weights need no calibration",
-        "leave it away",
+        "omit it",
     ),
     "calibration-of-modelopt": (
         RTX5090,
         LLAMA_FP8,
         {"calib_data": "texts.txt"},
         "ModelOpt calibrated the checkpoint already",
-        "leave it away",
+        "omit it",
     ),
     "heads": (
         H100,
