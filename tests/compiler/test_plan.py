@@ -327,8 +327,8 @@ ERRORS: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], str, str]] = {
         "`--pipeline-parallel-size 2` belongs to builds for GPUs",
         "omit it",
     ),
-    "calibration": (LAPTOP, QWEN, {"calib_data": "texts"}, "`--calib-data` belongs", "leave it"),
-    "smoke-test": (LAPTOP, QWEN, {"smoke_test": False}, "`--no-smoke-test` belongs", "leave it"),
+    "calibration": (LAPTOP, QWEN, {"calib_data": "texts"}, "`--calib-data` belongs", "omit it"),
+    "smoke-test": (LAPTOP, QWEN, {"smoke_test": False}, "`--no-smoke-test` belongs", "omit it"),
     "architecture": (
         LAPTOP,
         replace(QWEN, architecture="T5ForConditionalGeneration"),

@@ -178,7 +178,7 @@ REFUSED: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], str, str]] = 
         RTX5090,
         LLAMA,
         {"precision": "int4", "group_size": 64, "experimental": True},
-        "`--group-size` belongs to int4 on CPUs",
+        "`--group-size` applies to int4 on CPUs",
         "omit it",
     ),
     "int8-cache": (
@@ -306,7 +306,7 @@ REFUSED: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], str, str]] = 
         TWO_5090,
         LLAMA,
         {"tensor_parallel_size": 2, "pipeline_parallel_size": 2},
-        "asked to run on 4 GPUs; this machine has 2 NVIDIA GeForce RTX 5090",
+        "needs 4 GPUs; this machine has 2 NVIDIA GeForce RTX 5090",
         "`--tensor-parallel-size`",
     ),
 }
