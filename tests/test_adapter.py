@@ -22,7 +22,7 @@ from deepinfer.adapter import (
     read_adapter,
 )
 from deepinfer.checkpoint import Checkpoint, read_checkpoint
-from deepinfer.compiler.outline import read_outline
+from deepinfer.compiler.source import read_config_only_checkpoint
 from deepinfer.errors import CheckpointError
 from deepinfer.manifest import LoraLimits
 from tests.checkpoints import make_adapter, make_checkpoint
@@ -180,7 +180,7 @@ def test_adapter_of_another_model_is_refused_with_both_shapes(
     assert f"its own configuration names `{base}`" in (caught.value.hint or "")
     (other / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=message):
-        check_base(adapter, read_outline(other))
+        check_base(adapter, read_config_only_checkpoint(other))
 
 
 def test_quantised_base_is_refused(original: Path, base: Path) -> None:
@@ -259,4 +259,4 @@ def test_layers_that_can_be_adapted_have_the_shapes_of_the_weights(
         matching = {s for n, s in checkpoint.weights.shapes.items() if n.endswith(f"{name}.weight")}
         assert shape in matching
     (folder / "model.safetensors").unlink()
-    assert adaptable_modules(read_outline(folder)) == found
+    assert adaptable_modules(read_config_only_checkpoint(folder)) == found

@@ -18,21 +18,21 @@ import click
 if TYPE_CHECKING:
     from deepinfer.adapter import Adapter
     from deepinfer.checkpoint import Checkpoint
-    from deepinfer.compiler.plan import BuildPlan
+    from deepinfer.compiler.options import BuildOptions
+    from deepinfer.compiler.plan_types import BuildPlan
     from deepinfer.compiler.progress import Progress
-    from deepinfer.compiler.target import TargetDevice
-    from deepinfer.compiler.wishes import BuildWishes
+    from deepinfer.compiler.targets import TargetDevice
 
 SIGNAL_EXIT = 128  # plus the signal's number, as shells report it
 
 
-class WishOption(click.Option):
-    """An option whose choices and default stand in the model of wishes."""
+class BuildOption(click.Option):
+    """A flag whose help, values and default come from the field of `BuildOptions`."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        from deepinfer.compiler.wishes import BuildWishes, describe_values
+        from deepinfer.compiler.options import BuildOptions, describe_values
 
-        field = BuildWishes.model_fields[str(self.name)]
+        field = BuildOptions.model_fields[str(self.name)]
         self.metavar = describe_values(field)
         self.help = f"{field.description}."
         if field.default is not None and not field.is_required():
@@ -41,61 +41,61 @@ class WishOption(click.Option):
 
 
 @click.command()
-@click.option("--model", cls=WishOption)
-@click.option("--revision", cls=WishOption)
-@click.option("--lora", cls=WishOption)
-@click.option("--output", cls=WishOption)
-@click.option("--name", cls=WishOption)
-@click.option("--backend", cls=WishOption)
-@click.option("--precision", cls=WishOption)
-@click.option("--kv-cache-precision", cls=WishOption)
-@click.option("--group-size", cls=WishOption)
-@click.option("--target", cls=WishOption)
-@click.option("--max-batch-size", cls=WishOption)
-@click.option("--max-input-len", cls=WishOption)
-@click.option("--max-seq-len", cls=WishOption)
-@click.option("--max-num-tokens", cls=WishOption)
-@click.option("--tensor-parallel-size", cls=WishOption)
-@click.option("--pipeline-parallel-size", cls=WishOption)
-@click.option("--max-lora-rank", cls=WishOption)
-@click.option("--max-loras", cls=WishOption)
-@click.option("--calib-data", cls=WishOption)
+@click.option("--model", cls=BuildOption)
+@click.option("--revision", cls=BuildOption)
+@click.option("--lora", cls=BuildOption)
+@click.option("--output", cls=BuildOption)
+@click.option("--name", cls=BuildOption)
+@click.option("--backend", cls=BuildOption)
+@click.option("--precision", cls=BuildOption)
+@click.option("--kv-cache-precision", cls=BuildOption)
+@click.option("--group-size", cls=BuildOption)
+@click.option("--target", cls=BuildOption)
+@click.option("--max-batch-size", cls=BuildOption)
+@click.option("--max-input-len", cls=BuildOption)
+@click.option("--max-seq-len", cls=BuildOption)
+@click.option("--max-num-tokens", cls=BuildOption)
+@click.option("--tensor-parallel-size", cls=BuildOption)
+@click.option("--pipeline-parallel-size", cls=BuildOption)
+@click.option("--max-lora-rank", cls=BuildOption)
+@click.option("--max-loras", cls=BuildOption)
+@click.option("--calib-data", cls=BuildOption)
 @click.option(
     "--recipe",
     type=click.Path(path_type=Path),
-    help="YAML file with any of these; options override it.",
+    help="YAML file with any of these options; flags override it.",
 )
-@click.option("--dry-run", "is_dry_run", is_flag=True, help="Print the plan, and stop.")
+@click.option("--dry-run", "is_dry_run", is_flag=True, help="Print the plan and exit.")
 @click.option(
     "--compare",
     "is_comparison",
     is_flag=True,
-    help="Print what each precision of the device would give, and stop.",
+    help="Print an estimate for each precision of the device and exit.",
 )
-@click.option("--force", "is_forced", is_flag=True, help="Build even if the engine is up to date.")
+@click.option("--force", "is_forced", is_flag=True, help="Rebuild an engine that is up to date.")
 @click.option(
     "--trust-remote-code",
     is_flag=True,
     default=None,
-    help="Run Python code that comes with the checkpoint.",
+    help="Run Python code from the checkpoint.",
 )
 @click.option(
     "--experimental",
     is_flag=True,
     default=None,
-    help="Allow what the library builds without listing it as supported.",
+    help="Allow combinations that the library builds but does not list as supported.",
 )
 @click.option(
     "--allow-untried-release",
     is_flag=True,
     default=None,
-    help="Build with another TensorRT-LLM than 1.2.1, the only release that is tested.",
+    help="Allow a TensorRT-LLM release other than 1.2.1, the only one tested.",
 )
 @click.option(
     "--gather-logits",
     is_flag=True,
     default=None,
-    help="Let an engine for a GPU give the log probabilities of alternatives.",
+    help="Build a GPU engine that can return top_logprobs.",
 )
 @click.option(
     "--no-smoke-test",
@@ -103,7 +103,7 @@ class WishOption(click.Option):
     is_flag=True,
     flag_value=False,
     default=None,
-    help="Do not generate a few tokens after a build for a GPU.",
+    help="Skip the test that generates a few tokens after a GPU build.",
 )
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 def build(
@@ -115,17 +115,17 @@ def build(
     **flags: Any,
 ) -> None:
     """Compile a Hugging Face checkpoint into an engine."""
+    from deepinfer.compiler.options import read_options
     from deepinfer.compiler.plan import check_room, make_plan
     from deepinfer.compiler.report import plan_as_json
-    from deepinfer.compiler.wishes import read_wishes
     from deepinfer.manifest import find_origins
 
-    wishes = read_wishes(recipe, flags)
-    device, checkpoint, adapter = _read_sources(wishes, is_build=not (is_dry_run or is_comparison))
+    options = read_options(recipe, flags)
+    device, checkpoint, adapter = _read_sources(options, is_build=not (is_dry_run or is_comparison))
     if is_comparison:
-        _print_comparison(device, checkpoint, wishes, adapter, is_json=is_json)
+        _print_comparison(device, checkpoint, options, adapter, is_json=is_json)
         return
-    plan = make_plan(device, checkpoint, wishes, adapter, find_origins(wishes.output))
+    plan = make_plan(device, checkpoint, options, adapter, find_origins(options.output))
     if is_dry_run:
         if is_json:
             _print_json(plan_as_json(plan))
@@ -136,46 +136,46 @@ def build(
         _print_plan(plan)
     check_room(plan)
     with _clean_exit_on_signals():
-        _build(wishes, checkpoint, adapter, plan, is_forced=is_forced, is_json=is_json)
+        _build(options, checkpoint, adapter, plan, is_forced=is_forced, is_json=is_json)
 
 
 def _read_sources(
-    wishes: BuildWishes, *, is_build: bool
+    options: BuildOptions, *, is_build: bool
 ) -> tuple[TargetDevice, Checkpoint, Adapter | None]:
     """The device, the checkpoint and the adapter; only a build needs the card and the weights."""
-    from deepinfer.compiler import cpu
+    from deepinfer.compiler import plan_cpu
     from deepinfer.compiler.architectures import find_architecture
     from deepinfer.compiler.source import find_adapter, find_checkpoint
     from deepinfer.compiler.staging import free_disk_bytes
-    from deepinfer.compiler.target import require_here, resolve_target
+    from deepinfer.compiler.targets import require_here, resolve_target
     from deepinfer.device import read_machine
     from deepinfer.errors import UnreadableModel
     from deepinfer.trtllm_release import installed_version
 
     device = resolve_target(
-        wishes.target,
+        options.target,
         read_machine(),
-        free_disk_bytes(wishes.output),
-        backend=wishes.backend,
+        free_disk_bytes(options.output),
+        backend=options.backend,
         has_tensorrt_llm=installed_version() is not None,
     )
     if is_build:
         require_here(device)
     try:
-        checkpoint = find_checkpoint(wishes.model, wishes.revision, needs_weights=is_build)
+        checkpoint = find_checkpoint(options.model, options.revision, needs_weights=is_build)
     except UnreadableModel as error:
-        # What is missing says less than that no model of this kind can be built.
+        # That no model of this kind can be built is the more useful error.
         if device.kind == "gpu":
             find_architecture(error.architecture)
         else:
-            cpu.check_architecture(error.architecture)
+            plan_cpu.check_architecture(error.architecture)
         raise
-    adapter = find_adapter(wishes.lora) if wishes.lora else None
+    adapter = find_adapter(options.lora) if options.lora else None
     return device, checkpoint, adapter
 
 
 def _build(
-    wishes: BuildWishes,
+    options: BuildOptions,
     checkpoint: Checkpoint,
     adapter: Adapter | None,
     plan: BuildPlan,
@@ -202,11 +202,11 @@ def _build(
     result = build_engine(
         plan,
         checkpoint,
-        wishes.output,
+        options.output,
         progress,
         adapter=adapter,
         is_forced=is_forced,
-        is_name_asked=wishes.name is not None,
+        is_name_asked=options.name is not None,
     )
     if is_json:
         _print_json(result_as_json(plan, result))
@@ -231,7 +231,7 @@ def _print_plan(plan: BuildPlan) -> None:
 def _print_comparison(
     device: TargetDevice,
     checkpoint: Checkpoint,
-    wishes: BuildWishes,
+    options: BuildOptions,
     adapter: Adapter | None,
     *,
     is_json: bool,
@@ -241,11 +241,11 @@ def _print_comparison(
     from deepinfer.errors import PlanError
     from deepinfer.terminal import print_table
 
-    estimates = compare_precisions(device, checkpoint, wishes, adapter)
+    estimates = compare_precisions(device, checkpoint, options, adapter)
     try:
-        chosen = make_plan(device, checkpoint, wishes, adapter).precision
+        chosen = make_plan(device, checkpoint, options, adapter).precision
     except PlanError:
-        chosen = None  # the table says of each why
+        chosen = None  # the table has the reason for each
     if is_json:
         precisions = [estimate.model_dump(mode="json") for estimate in estimates]
         found = {"model_id": checkpoint.id, "target": device.name, "chosen": chosen}

@@ -106,7 +106,7 @@ _ROWS = (
         "GraniteMoeForCausalLM",
         "refused",
         "Granite 3 1B-A400M, 3B-A800M",
-        reason="its experts lie fused in the checkpoint, where the library looks for one by one",
+        reason="its checkpoint fuses the experts, and the library expects them one by one",
     ),
     Architecture(
         "InternLM2ForCausalLM",
@@ -118,7 +118,7 @@ _ROWS = (
         "ExaoneForCausalLM",
         "refused",
         "EXAONE 3.0, 3.5",
-        reason="the library knows it by the name of its folder, and its code comes with it",
+        reason="the library recognises it by its folder, and it needs code from the checkpoint",
     ),
     Architecture(
         "DeciLMForCausalLM",
@@ -135,7 +135,7 @@ _ROWS = (
 )
 ARCHITECTURES = {row.name: row for row in _ROWS}
 
-# Further causal language models of MODEL_MAP: the library compiles them, and nobody here looked.
+# Further causal language models of MODEL_MAP: the library compiles them, untested here.
 OTHER_COMPILED = frozenset(
     {
         "ArcticForCausalLM",
@@ -198,7 +198,7 @@ def list_architectures(*statuses: Status) -> list[str]:
 
 
 def find_architecture(name: str) -> Architecture:
-    """The row of a model that can be planned. Raises PlanError, which says whose limit it is."""
+    """The row of a model that can be planned. Raises PlanError, which names whose limit it is."""
     row = ARCHITECTURES.get(name)
     if row is not None and row.status != "refused":
         return row

@@ -1,7 +1,7 @@
 """One build from plan to published engine folder.
 
-Staging, compiler, manifest and publication come together here, so that whatever goes wrong, there
-is either the whole engine or what was there before.
+Staging, compiler, manifest and publication come together here, so that on any failure the
+folder holds either the whole engine or what was there before.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from deepinfer import __version__
 from deepinfer.adapter import Adapter
@@ -24,7 +24,7 @@ from deepinfer.compiler.build_log import BuildLog
 from deepinfer.compiler.compile_process import compile_in_child
 from deepinfer.compiler.failures import UnexpectedBuildError, errors_translated
 from deepinfer.compiler.lora import merge_adapter
-from deepinfer.compiler.plan import BuildPlan
+from deepinfer.compiler.plan_types import BuildPlan
 from deepinfer.compiler.progress import Progress
 from deepinfer.compiler.staging import Staging, open_staging
 from deepinfer.errors import BuildError, EngineError
@@ -83,8 +83,8 @@ def build_engine(
 ) -> BuildResult:
     """Build `output/<plan.name>`, or find that it is what the plan would give.
 
-    `adapter` is the one that the plan speaks of. A name that nobody asked for does not replace an
-    engine of another model, which another build may have made since the plan.
+    `adapter` is the one in the plan. An automatic name does not replace an engine of another model,
+    which another build may have made since the plan.
 
     Raises BuildError when it cannot, BackendError when libraries are missing; either way, and
     when interrupted, `output` is left as it was.
@@ -110,7 +110,14 @@ def build_engine(
             with _merged(checkpoint, adapter, staging.path, progress) as merged:
                 peak_bytes = _compile(plan, merged, staging, progress)
             with progress.phase("seal", "digests, manifest, flush to disk"):
-                build = _record_build(plan, time.monotonic() - started_at, peak_bytes)
+                build = BuildRecord(
+                    deepinfer_version=__version__,
+                    created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+                    duration_s=round(time.monotonic() - started_at, 2),
+                    peak_memory_bytes=peak_bytes,
+                    plan_digest=plan.digest,
+                    choices=plan.automatic_choices,
+                )
                 manifest = _make_manifest(
                     plan, checkpoint, staging.path, source_digest, versions, build
                 )
@@ -122,7 +129,7 @@ def build_engine(
 def _compile(plan: BuildPlan, checkpoint: Checkpoint, staging: Staging, progress: Progress) -> int:
     """Run the compiler; the most memory that it held, in bytes.
 
-    What its libraries say goes to a log; warnings about accuracy are shown, and the log's last
+    The output of its libraries goes to a log; warnings about accuracy are shown, and the log's last
     lines when the compiler fails.
     """
     log = BuildLog.create(staging.target)
@@ -169,7 +176,7 @@ def measure_peak_memory() -> int:
     """The most memory that this process has held so far, in bytes, mapped files included."""
     import resource
 
-    # Linux hands the ru_maxrss of whoever started a process on to it; VmHWM is its own.
+    # Linux passes a parent's ru_maxrss on to its children; VmHWM is the process's own.
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):
@@ -207,17 +214,6 @@ def _find_same(
     return engine if is_same else None
 
 
-def _record_build(plan: BuildPlan, duration_s: float, peak_bytes: int) -> BuildRecord:
-    return BuildRecord(
-        deepinfer_version=__version__,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        duration_s=round(duration_s, 2),
-        peak_memory_bytes=peak_bytes,
-        plan_digest=plan.digest,
-        choices=plan.automatic_choices,
-    )
-
-
 def _make_manifest(
     plan: BuildPlan,
     checkpoint: Checkpoint,
@@ -226,10 +222,11 @@ def _make_manifest(
     versions: dict[str, str],
     build: BuildRecord,
 ) -> EngineManifest:
-    libraries = {name: version for name, version in versions.items() if name != plan.backend}
-    return EngineManifest(
-        name=plan.name,
-        model=ModelRecord(
+    engine: dict[str, Any] = {
+        name: value for name, value in plan if name in EngineManifest.model_fields
+    }
+    engine |= {
+        "model": ModelRecord(
             # A merged model is another one than its base, which may be served beside it.
             id=plan.adapter.id if plan.adapter else checkpoint.id,
             source=checkpoint.source,
@@ -239,26 +236,19 @@ def _make_manifest(
             source_digest=source_digest,
             trust_remote_code=plan.trust_remote_code,
         ),
-        backend=BackendRecord(
+        "backend": BackendRecord(
             name=plan.backend,
             version=versions[plan.backend],
-            libraries=libraries,
+            libraries={name: version for name, version in versions.items() if name != plan.backend},
             settings=plan.settings,
         ),
-        precision=plan.precision,
-        kv_cache_precision=plan.kv_cache_precision,
-        kv_bytes_per_token=plan.kv_bytes_per_token,
-        target=plan.target,
-        limits=plan.limits,
-        lora=plan.lora,
-        adapter=plan.adapter,
-        parallelism=plan.parallelism,
-        tokens=TokenRecord(
+        "tokens": TokenRecord(
             vocab_size=checkpoint.dims.vocab_size,
             bos_token_id=checkpoint.bos_token_id,
             pad_token_id=checkpoint.pad_token_id,
             eos_token_ids=checkpoint.eos_token_ids,
         ),
-        files=record_files(folder),
-        build=build,
-    )
+        "files": record_files(folder),
+        "build": build,
+    }
+    return EngineManifest(**engine)

@@ -110,7 +110,7 @@ class BuildLog:
             thread.join()
 
     def tail(self) -> list[str]:
-        """The libraries' last lines, without control characters; none when they said nothing."""
+        """The libraries' last lines without control characters; empty when there is no output."""
         last: deque[str] = deque(maxlen=TAIL_LINES)
         for line in self._lines():
             if line.startswith(TRACEBACK_MARK):

@@ -22,7 +22,7 @@ from deepinfer import errors, logs, process
 from deepinfer.checkpoint import Checkpoint, read_checkpoint
 from deepinfer.compiler.build_log import TRACEBACK_MARK, BuildLog
 from deepinfer.compiler.failures import UnexpectedBuildError, describe_death, errors_translated
-from deepinfer.compiler.plan import BuildPlan
+from deepinfer.compiler.plan_types import BuildPlan
 from deepinfer.compiler.progress import Progress
 from deepinfer.errors import CommandError
 
@@ -59,7 +59,7 @@ class Advanced(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    error: str  # the name of a class of errors.py; empty for one that nobody expected
+    error: str  # the name of a class of errors.py; empty for an unexpected one
     message: str
     hint: str | None
 
@@ -154,7 +154,7 @@ class _EventProgress(Progress):
         self._descriptor = descriptor
 
     def close(self) -> None:
-        if self._descriptor >= 0:  # a process that is forked twice comes here twice
+        if self._descriptor >= 0:  # called twice in a process that is forked twice
             os.close(self._descriptor)
             self._descriptor = -1
 

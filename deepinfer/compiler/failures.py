@@ -23,7 +23,7 @@ UNKNOWN_MODEL_TYPE = re.compile(
 
 
 class UnexpectedBuildError(BuildError):
-    """A library failed in a way that this compiler does not know: its last output helps."""
+    """A library failed in an unknown way; its last output is shown."""
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def errors_translated(name: str, output: Path) -> Iterator[None]:
 
 
 def describe_death(name: str, status: int) -> UnexpectedBuildError:
-    """The error for a compiler process that ended without a word.
+    """The error for a compiler process that ended without a report.
 
     `status` is its exit status; negative, the signal that ended it.
     """

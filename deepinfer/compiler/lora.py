@@ -1,9 +1,8 @@
-"""A LoRA adapter merged into a checkpoint: another folder, of which the changed weights are new.
+"""LoRA adapters: which ones an engine for GPUs accepts by request, and merging one into weights.
 
-Merging happens on the files, not on a loaded model, so it is the same for every backend, holds one
-file's tensors at a time and changes nothing but what the adapter names: W + scale * B @ A, computed
-in float32 and rounded once to the type that the weights are stored in. That the adapter fits has
-been checked before.
+Merging works on the files, not on a loaded model, so it is the same for every backend, holds one
+file's tensors at a time and changes only the weights that the adapter names:
+W + scale * B @ A, computed in float32 and rounded once to the type of the stored weights.
 """
 
 from __future__ import annotations
@@ -13,11 +12,75 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deepinfer.adapter import ADAPTER_WEIGHTS_NAME, NAME_PREFIX, AdaptedModule, Adapter
+from deepinfer.adapter import (
+    ADAPTER_WEIGHTS_NAME,
+    NAME_PREFIX,
+    AdaptedModule,
+    Adapter,
+    adaptable_modules,
+)
 from deepinfer.checkpoint import Checkpoint
-from deepinfer.errors import BuildError
-from deepinfer.manifest import AdapterRecord
+from deepinfer.compiler.options import AS_ASKED, BuildOptions
+from deepinfer.errors import BuildError, PlanError
+from deepinfer.manifest import AdapterRecord, Choice, LoraLimits
+from deepinfer.terminal import format_bytes
 from deepinfer.weights import read_safetensors_header
+
+DEFAULT_MAX_LORAS = 4
+# PEFT's names of linear layers, as the library's own `LoraConfig` has them.
+LORA_MODULES = {
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "qkv_proj": "attn_qkv",
+    "o_proj": "attn_dense",
+    "gate_proj": "mlp_h_to_4h",
+    "up_proj": "mlp_gate",
+    "gate_up_proj": "mlp_gate_up",
+    "down_proj": "mlp_4h_to_h",
+}
+
+
+def choose_lora(
+    checkpoint: Checkpoint, options: BuildOptions
+) -> tuple[LoraLimits | None, tuple[Choice, ...]]:
+    """None without `--max-lora-rank`: an engine that adapts costs memory and some speed.
+
+    Raises PlanError for options without it, and for a model with no layer that could be adapted.
+    """
+    if options.max_lora_rank is None:
+        if options.max_loras is not None:
+            raise PlanError(
+                "`--max-loras` is for engines that take adapters",
+                hint="add `--max-lora-rank`, such as `--max-lora-rank 64`",
+            )
+        return None, ()
+    modules = adaptable_modules(checkpoint)
+    if not modules:
+        raise PlanError(
+            f"`{checkpoint.id}` has none of the layers that TensorRT-LLM adapts by request",
+            hint="merge the adapter with `--lora`, and omit `--max-lora-rank`",
+        )
+    limits = LoraLimits(
+        max_rank=options.max_lora_rank,
+        max_loras=options.max_loras or DEFAULT_MAX_LORAS,
+        num_layers=checkpoint.dims.num_layers,
+        module_shapes=modules,
+    )
+    each = f"{format_bytes(limits.adapter_bytes)} each at the highest rank, held in memory"
+    return limits, (
+        Choice(name="max_lora_rank", value=str(limits.max_rank), reason=AS_ASKED),
+        Choice(
+            name="max_loras",
+            value=str(limits.max_loras),
+            reason=AS_ASKED if options.max_loras else each,
+        ),
+        Choice(
+            name="lora_modules",
+            value=", ".join(limits.module_shapes),
+            reason="every linear layer that the library adapts",
+        ),
+    )
 
 
 def record_adapter(adapter: Adapter, checkpoint: Checkpoint) -> AdapterRecord:
@@ -41,8 +104,9 @@ def merge_adapter(checkpoint: Checkpoint, adapter: Adapter, folder: Path) -> Che
     modules = {f"{module.name}.weight": module for module in adapter.modules}
     factors = _load_factors(adapter)
     for path in source.iterdir():
-        is_changed = path.name in checkpoint.weights.files and _holds_any(path, modules)
-        if is_changed:
+        if path.name in checkpoint.weights.files and any(
+            tensor.name in modules for tensor in read_safetensors_header(path)
+        ):
             _merge_file(path, folder / path.name, modules, factors, adapter)
         else:
             (folder / path.name).symlink_to(path)
@@ -61,10 +125,6 @@ def _load_factors(adapter: Adapter) -> dict[str, Any]:
                 hint="its training has diverged: choose an earlier state of it",
             )
     return {name.removeprefix(NAME_PREFIX): tensor.float() for name, tensor in tensors.items()}
-
-
-def _holds_any(path: Path, modules: Mapping[str, AdaptedModule]) -> bool:
-    return any(tensor.name in modules for tensor in read_safetensors_header(path))
 
 
 def _merge_file(

@@ -1,7 +1,7 @@
 """Checkpoint to OpenVINO IR: load, export, compress, write the payload.
 
-The plan has decided everything. This module knows the libraries' traps, each named where it is
-avoided, and proves afterwards that what lies on disk is what the plan says.
+The plan has decided everything. Traps of the libraries are named where they are avoided, and the
+payload on disk is compared with the plan afterwards.
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ import importlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from deepinfer.checkpoint import CONFIG_NAME, GENERATION_CONFIG_NAME, Checkpoint
-from deepinfer.compiler.ir import read_ir
-from deepinfer.compiler.plan import BuildPlan
+from deepinfer.compiler.plan_types import BuildPlan
 from deepinfer.compiler.progress import Progress
 from deepinfer.compiler.tokenizer_files import write_tokenizer
 from deepinfer.errors import BackendError, BuildError
@@ -89,7 +93,10 @@ def compile_checkpoint(
     with progress.phase("compress", _describe_compression(plan)):
         compressed = _compress(plan, export_dir / MODEL_NAME)
     with progress.phase("write", "payload and tokenizer"):
-        _save(compressed, payload_dir / MODEL_NAME)
+        import openvino
+
+        # Compressing to fp16 would round RoPE's frequencies too.
+        openvino.save_model(compressed, payload_dir / MODEL_NAME, compress_to_fp16=False)
         del compressed
         shutil.rmtree(export_dir)
         check_payload(plan, checkpoint, payload_dir / MODEL_NAME)
@@ -206,23 +213,19 @@ def _compress(plan: BuildPlan, path: Path) -> Any:
 
     model = openvino.Core().read_model(path)
     if plan.precision in ("int8", "int4"):
-        model = _quantize(plan, model)
+        import nncf
+
+        mode, grouping = nncf.CompressWeightsMode.INT8_ASYM, {}
+        if plan.group_size is not None:
+            mode = nncf.CompressWeightsMode.INT4_ASYM
+            grouping = {"group_size": plan.group_size, "ratio": 1.0}
+        model = nncf.compress_weights(model, mode=mode, **grouping)
     elif plan.precision != "fp32":
         _narrow_experts(model, ELEMENT_TYPES[plan.precision][0])
     # The exporter notes f16 here, and whoever loads the payload without settings would obey.
     kv_cache_precision = plan.settings["kv_cache_precision"]
     model.set_rt_info(kv_cache_precision, ["runtime_options", "KV_CACHE_PRECISION"])
     return model
-
-
-def _quantize(plan: BuildPlan, model: Any) -> Any:
-    import nncf
-
-    if plan.group_size is None:
-        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
-    return nncf.compress_weights(
-        model, mode=nncf.CompressWeightsMode.INT4_ASYM, group_size=plan.group_size, ratio=1.0
-    )
 
 
 def _narrow_experts(model: Any, element_type: str) -> None:
@@ -252,12 +255,6 @@ def _narrow_experts(model: Any, element_type: str) -> None:
         node.output(0).replace(widened.output(0))
 
 
-def _save(model: Any, path: Path) -> None:
-    import openvino
-
-    openvino.save_model(model, path, compress_to_fp16=False)  # True would round RoPE too
-
-
 def _write_configs(checkpoint: Checkpoint, payload_dir: Path) -> None:
     """Write what the executor looks for beside the graph."""
     shutil.copyfile(checkpoint.folder / CONFIG_NAME, payload_dir / CONFIG_NAME)
@@ -283,3 +280,30 @@ def _convert_tokenizer(tokenizer_dir: Path, payload_dir: Path) -> None:
         return
     openvino.save_model(encoder, payload_dir / TOKENIZER_MODEL_NAME)
     openvino.save_model(decoder, payload_dir / DETOKENIZER_MODEL_NAME)
+
+
+@dataclass(frozen=True)
+class IrSummary:
+    elements_by_type: Mapping[str, int]  # keyed as the XML writes them: "f32", "bf16", "u8", "u4"
+    needed_bytes: int  # that the weights file must have at least
+    weight_file_bytes: int
+
+
+def read_ir(path: Path) -> IrSummary:
+    """Sum up the constants of the model whose XML is at `path`; equal ones are stored once."""
+    elements: Counter[str] = Counter()
+    seen: set[int] = set()
+    needed_bytes = 0
+    for _, layer in ElementTree.iterparse(path):
+        if layer.tag != "layer":
+            continue
+        data = layer.find("data")
+        if layer.get("type") == "Const" and data is not None:
+            offset, size = int(data.get("offset", 0)), int(data.get("size", 0))
+            needed_bytes = max(needed_bytes, offset + size)
+            if offset not in seen:
+                seen.add(offset)
+                shape = [int(part) for part in data.get("shape", "").split(",") if part.strip()]
+                elements[data.get("element_type", "")] += math.prod(shape)
+        layer.clear()
+    return IrSummary(elements, needed_bytes, path.with_suffix(".bin").stat().st_size)

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from deepinfer.compiler.build import BuildResult
-from deepinfer.compiler.plan import BuildPlan, PrecisionEstimate
-from deepinfer.compiler.roofline import Roofline
-from deepinfer.manifest import Parallelism
+from deepinfer.compiler.plan_types import BuildPlan, PrecisionEstimate, Roofline
 from deepinfer.terminal import format_bytes
 
 PLAN_HEADERS = ("PLAN", "", "WHY")
@@ -26,7 +24,10 @@ def plan_rows(plan: BuildPlan) -> list[tuple[str, str, str]]:
         ("engine", plan.name, ""),
         ("model", plan.model_id, f"{source}, {plan.source_precision}"),
     ]
-    rows += [(_label(choice.name), _number(choice.value), choice.reason) for choice in plan.choices]
+    for choice in plan.choices:
+        label = choice.name.replace("kv_cache", "KV cache").replace("_", " ")
+        value = f"{int(choice.value):,}" if choice.value.isdigit() else choice.value
+        rows.append((label, value, choice.reason))
     memory, build = plan.memory, plan.build
     parts = (
         f"weights {format_bytes(memory.weight_bytes)}, "
@@ -34,9 +35,15 @@ def plan_rows(plan: BuildPlan) -> list[tuple[str, str, str]]:
         f"overhead {format_bytes(memory.overhead_bytes)}; "
         f"{format_bytes(memory.usable_bytes)} may be used"
     )
+    num_gpus = plan.parallelism.world_size
+    each = f" on each of {num_gpus} GPUs" if num_gpus > 1 else ""
     rows += [
-        ("memory to serve", format_bytes(memory.total_bytes) + _each(plan.parallelism), parts),
-        _fit_row(plan),
+        ("memory to serve", format_bytes(memory.total_bytes) + each, parts),
+        (
+            "largest that fits",
+            f"{memory.num_full_sequences:,} x {plan.limits.max_seq_len:,} tokens",
+            f"full sequences side by side; one alone could have {memory.longest_seq_len:,} tokens",
+        ),
         *_roofline_rows(plan.roofline),
         *(_alternative_row(estimate) for estimate in plan.alternatives),
         (
@@ -52,16 +59,6 @@ def plan_rows(plan: BuildPlan) -> list[tuple[str, str, str]]:
         ),
     ]
     return rows + [("warning", "", warning) for warning in plan.warnings]
-
-
-def _fit_row(plan: BuildPlan) -> tuple[str, str, str]:
-    memory = plan.memory
-    side_by_side = f"{memory.num_full_sequences:,} x {plan.limits.max_seq_len:,} tokens"
-    return (
-        "largest that fits",
-        side_by_side,
-        f"full sequences side by side; one alone could have {memory.longest_seq_len:,} tokens",
-    )
 
 
 def _roofline_rows(roofline: Roofline | None) -> list[tuple[str, str, str]]:
@@ -96,7 +93,7 @@ def _alternative_row(estimate: PrecisionEstimate) -> tuple[str, str, str]:
 def comparison_rows(
     estimates: Sequence[PrecisionEstimate], chosen: str | None
 ) -> list[tuple[str, ...]]:
-    """One row for each precision, with upper bounds of speeds in tokens a second."""
+    """One row for each precision, with upper bounds of speeds in tokens per second."""
     return [_comparison_row(estimate, chosen) for estimate in estimates]
 
 
@@ -121,10 +118,6 @@ def _comparison_row(estimate: PrecisionEstimate, chosen: str | None) -> tuple[st
         *bounds,
         "chosen by the plan" if estimate.precision == chosen else "",
     )
-
-
-def _each(parallelism: Parallelism) -> str:
-    return f" on each of {parallelism.world_size} GPUs" if parallelism.world_size > 1 else ""
 
 
 def plan_as_json(plan: BuildPlan) -> dict[str, Any]:
@@ -158,14 +151,6 @@ def result_as_json(plan: BuildPlan, result: BuildResult) -> dict[str, Any]:
         "plan": plan_as_json(plan),
         "engine": result.engine.manifest.model_dump(mode="json"),
     }
-
-
-def _label(name: str) -> str:
-    return name.replace("kv_cache", "KV cache").replace("_", " ")
-
-
-def _number(value: str) -> str:
-    return f"{int(value):,}" if value.isdigit() else value
 
 
 def _count(number: int) -> str:

@@ -9,17 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deepinfer.checkpoint import Checkpoint
-from deepinfer.compiler import gpu_footprint
-from deepinfer.compiler.devices import GpuModel
-from deepinfer.manifest import Parallelism, Record
-
-
-class Roofline(Record):
-    """Tokens a second that cannot be passed."""
-
-    decode_tokens_per_s: int  # of one sequence alone, its cache still short
-    full_batch_tokens_per_s: int  # of max_batch_size sequences together, caches as full as planned
-    prefill_tokens_per_s: int  # of prompts
+from deepinfer.compiler.memory import BYTES_16, count_parameters, layer_bytes
+from deepinfer.compiler.plan_types import Roofline
+from deepinfer.compiler.targets import GpuModel
+from deepinfer.manifest import Parallelism
 
 
 @dataclass(frozen=True)
@@ -81,12 +74,12 @@ def _rates(model: GpuModel, precision: str, num_gpus: int) -> _Rates:
 
 
 def _decode(checkpoint: Checkpoint, precision: str, batch_size: int, kv_bytes: int) -> _Work:
-    parameters = gpu_footprint.count_parameters(checkpoint)
+    parameters = count_parameters(checkpoint)
     active = _active_layers(checkpoint)
-    layer_bytes = gpu_footprint.layer_bytes(checkpoint, precision) * active / parameters.layers
-    lm_head_bytes = parameters.lm_head * gpu_footprint.BYTES_16
+    active_bytes = layer_bytes(checkpoint, precision) * active / parameters.layers
+    lm_head_bytes = parameters.lm_head * BYTES_16
     return _Work(
-        read_bytes=layer_bytes + lm_head_bytes + kv_bytes,
+        read_bytes=active_bytes + lm_head_bytes + kv_bytes,
         layer_flops=2 * active * batch_size,
         lm_head_flops=2 * parameters.lm_head * batch_size,
     )
@@ -95,7 +88,7 @@ def _decode(checkpoint: Checkpoint, precision: str, batch_size: int, kv_bytes: i
 def _active_layers(checkpoint: Checkpoint) -> float:
     """Parameters of the layers that one token meets; at best a whole batch meets the same."""
     dims = checkpoint.dims
-    parameters = gpu_footprint.count_parameters(checkpoint)
+    parameters = count_parameters(checkpoint)
     if not dims.num_experts:
         return parameters.layers
     met = (dims.num_experts_per_token or dims.num_experts) / dims.num_experts

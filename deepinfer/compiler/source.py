@@ -1,7 +1,7 @@
-"""From what `--model` says to a checkpoint on this machine: the sample, a folder, or the hub.
+"""Finds the checkpoint that `--model` names: the sample, a folder, or a model on the hub.
 
-The hub is asked for small files first; a plan needs no more. Weights are fetched when a build
-begins, and only safetensors are.
+For a plan only the small files are downloaded; the weights follow when a build begins, and only
+safetensors are.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import json
 import logging
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +25,24 @@ from deepinfer.adapter import (
     read_adapter,
 )
 from deepinfer.checkpoint import (
+    CONFIG_NAME,
     NAMED_CHAT_TEMPLATES_DIR,
     SMALL_FILE_NAMES,
     Checkpoint,
     read_checkpoint,
 )
-from deepinfer.compiler.outline import has_weight_files, read_outline
 from deepinfer.compiler.progress import Progress
 from deepinfer.compiler.staging import free_disk_bytes
 from deepinfer.errors import BackendError, CheckpointError
 from deepinfer.terminal import format_bytes
-from deepinfer.weights import Tensor, Weights, are_weights_complete, sum_up_weights
+from deepinfer.weights import (
+    PICKLE_SUFFIXES,
+    WEIGHTS_INDEX_NAME,
+    Tensor,
+    Weights,
+    are_weights_complete,
+    sum_up_weights,
+)
 
 SAMPLE_NAME = "sample"
 SAMPLE_DIR = Path(__file__).parent.parent / "sample"
@@ -42,6 +51,17 @@ HUB_ID_PATTERN = re.compile(r"[\w.-]+(/[\w.-]+)?")
 HUB_CACHE_PATTERN = re.compile(r"models--([\w.-]+?)(?:--([\w.-]+))?")
 CODE_PATTERN = "*.py"
 SMALL_FILE_PATTERNS = (*SMALL_FILE_NAMES, f"{NAMED_CHAT_TEMPLATES_DIR}/*.jinja")
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+# With an LM head of its own, so that the configuration alone says whether the two are tied.
+NO_WEIGHTS = Weights(
+    files=(),
+    num_bytes=0,
+    parameters_by_dtype={"BF16": 0},
+    embedding_parameters=0,
+    lm_head_parameters=1,
+    expert_parameters=0,
+)
 
 
 def find_checkpoint(
@@ -60,7 +80,7 @@ def find_checkpoint(
         folder, model_id = _open_hub_cache(path.resolve())
         source = None if model_id is None else str(path.resolve())
         if not needs_weights and not has_weight_files(folder):
-            return read_outline(folder, model_id=model_id, source=source)
+            return read_config_only_checkpoint(folder, model_id=model_id, source=source)
         return read_checkpoint(folder, model_id=model_id, source=source)
     if path.is_file():
         raise CheckpointError(
@@ -252,7 +272,7 @@ def _translate(error: BaseException, repo_id: str, revision: str | None) -> Chec
     if isinstance(error, errors.RevisionNotFoundError):
         return CheckpointError(
             f"`{repo_id}` has no revision `{revision}`",
-            hint="leave `--revision` away for the newest",
+            hint="omit `--revision` for the newest",
         )
     if isinstance(error, errors.NotASafetensorsRepoError):
         return CheckpointError(
@@ -293,3 +313,37 @@ def _make_progress_bar(progress: Progress) -> type:
     # The default lock would start a process of its own.
     ByteCounter.set_lock(threading.RLock())
     return ByteCounter
+
+
+def has_weight_files(folder: Path) -> bool:
+    """Whether there is anything in `folder` that holds weights, of whatever format."""
+    suffixes = (".safetensors", ".gguf", *PICKLE_SUFFIXES)
+    names = [path.name for path in folder.iterdir()]
+    return WEIGHTS_INDEX_NAME in names or any(name.endswith(suffixes) for name in names)
+
+
+def read_config_only_checkpoint(
+    folder: Path, *, model_id: str | None = None, source: str | None = None
+) -> Checkpoint:
+    """A checkpoint whose parameters are counted from its config.json, as far as a plan needs them.
+
+    The weights need not be there. Raises CheckpointError.
+    """
+    checkpoint = read_checkpoint(
+        folder, model_id=model_id, source=source, weights=NO_WEIGHTS, has_counted_weights=True
+    )
+    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    dtype = DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), "BF16")
+    dims = checkpoint.dims
+    embedding = dims.vocab_size * dims.hidden_size
+    lm_head = 0 if checkpoint.is_tied else embedding
+    total = dims.num_layer_parameters + embedding + lm_head
+    weights = Weights(
+        files=(),
+        num_bytes=total * BYTES[dtype],
+        parameters_by_dtype={dtype: total},
+        embedding_parameters=embedding,
+        lm_head_parameters=lm_head,
+        expert_parameters=dims.num_expert_parameters,
+    )
+    return replace(checkpoint, weights=weights)

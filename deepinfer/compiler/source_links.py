@@ -1,7 +1,7 @@
-"""The checkpoint as TensorRT-LLM is given it: a folder of links, on a path that misleads nobody.
+"""The folder of links that TensorRT-LLM reads instead of the checkpoint, on a neutral path.
 
 TensorRT-LLM 1.2.1 loads configuration, tokenizer and model with `trust_remote_code=True` whatever
-it is told, and takes a model for another one when certain words occur anywhere in its path.
+is asked for, and takes a model for another one when certain words occur anywhere in its path.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def link_checkpoint(
 
 
 def _read_config(file: Path) -> dict[str, Any] | None:
-    """What a configuration file says; None for any other file, and for one that is damaged."""
+    """The content of a configuration file; None for any other file and for a damaged one."""
     if not file.name.endswith("config.json") or not file.is_file():
         return None
     try:

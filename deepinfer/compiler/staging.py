@@ -1,7 +1,7 @@
 """Where a build takes place: a hidden folder beside the engine, which becomes it in one step.
 
 The folder `.<name>.building` is its own lock: whoever builds that name holds an flock on it, so a
-folder that nobody holds is the litter of a killed build. Nothing here knows what is built.
+folder without a lock is left over from a killed build.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _empty(folder: Path) -> None:
 
 def _replace(new: Path, old: Path) -> None:
     """Put the folder `new` in the place of `old`, and remove what was `old`."""
-    # Once exchanged, the old engine lies where builds are staged; the lock keeps others off it.
+    # Once exchanged, the old engine is in the staging folder; the lock keeps other builds off it.
     lock = os.open(old, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -175,7 +175,7 @@ def _replace(new: Path, old: Path) -> None:
         replaced = _replaced_path(old)
         os.rename(old, replaced)
         os.rename(new, old)
-        # The next build may already be at it too; it renames only after our lock is released.
+        # The next build may already be removing it; it renames only after our lock is released.
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         os.close(lock)

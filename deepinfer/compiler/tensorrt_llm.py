@@ -1,8 +1,8 @@
 """Checkpoint to TensorRT engine: calibrate, compile, try a few tokens, write the payload.
 
-The plan has decided everything; this module says it to TensorRT-LLM 1.2.1, with every limit spelled
-out, because the library fills in its own for what is left unsaid and ignores names that it does not
-know. What lies on disk afterwards is read back and held against the plan.
+The plan has decided everything; TensorRT-LLM 1.2.1 receives every limit explicitly, because the
+library has defaults of its own for missing ones and ignores unknown names. The payload on disk is
+compared with the plan afterwards.
 
 Of the library's two ways, `LLM(...).save()` is taken and not the one over converted checkpoints and
 `build()`: it is the documented interface of this release and needs no script of an example folder,
@@ -14,6 +14,7 @@ the smoke test needs it anyway.
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import math
 import os
@@ -22,17 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepinfer.checkpoint import TOKENIZER_NAME, Checkpoint
+from deepinfer.checkpoint import CONFIG_NAME, TOKENIZER_NAME, Checkpoint
 from deepinfer.compiler.calibration import (
     calibration_digest,
     read_calibration_texts,
     write_calibration_folder,
 )
-from deepinfer.compiler.plan import BuildPlan
+from deepinfer.compiler.lora import LORA_MODULES
+from deepinfer.compiler.plan_types import BuildPlan, TensorRtLlmPlan
 from deepinfer.compiler.progress import Progress
 from deepinfer.compiler.source_links import link_checkpoint, neutral_folder
-from deepinfer.compiler.tensorrt_llm_plan import LORA_MODULES, TensorRtLlmPlan
-from deepinfer.compiler.tensorrt_payload import check_payload
 from deepinfer.compiler.tokenizer_files import write_tokenizer
 from deepinfer.device import read_gpus
 from deepinfer.errors import BackendError, BuildError
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 WORK_DIR = ".work"  # removed before the engine is sealed
 TIMING_CACHE_NAME = "tensorrt.timing.cache"
 LIBRARIES = ("tensorrt", "torch", "transformers", "nvidia-modelopt")  # of which some may be absent
-CALIBRATION_SEED = 1234  # the library's own default, said so that the build is repeatable
+CALIBRATION_SEED = 1234  # the library's own default, explicit so that the build is repeatable
 SMOKE_TEXT = "The capital of France is"
 SMOKE_TOKENS = 8
 
@@ -77,7 +77,7 @@ def compile_checkpoint(
 ) -> None:
     """Write `payload/` and `tokenizer/` into the empty `folder`. Takes minutes.
 
-    Raises BuildError when the library cannot compile the checkpoint or the engine talks nonsense.
+    Raises BuildError when the library cannot compile the checkpoint or its smoke test fails.
     """
     settings = plan.tensorrt_llm
     assert settings is not None, "a plan for another backend"
@@ -230,7 +230,7 @@ def _make_build_config(
     if not _is_writable(cache):
         logger.info("TensorRT's timings are not kept: `%s` cannot be written", cache)
         cache = work_dir / TIMING_CACHE_NAME
-    # Compiled into the engine here, and told to the executor that then loads it as well.
+    # For the engine that is compiled, and again for the executor that then loads it.
     lora = {"lora_config": _make_lora_config(library, plan.lora)} if plan.lora else {}
     return _make(
         library.BuildConfig,
@@ -335,3 +335,61 @@ def _smoke_prompt(tokenizer_dir: Path) -> list[int]:
 def _end_id(checkpoint: Checkpoint) -> int:
     # The library insists on one even where nothing ends on it.
     return checkpoint.eos_token_ids[0] if checkpoint.eos_token_ids else 0
+
+
+def rank_file_names(world_size: int) -> list[str]:
+    return [f"rank{rank}.engine" for rank in range(world_size)]
+
+
+def check_payload(plan: BuildPlan, folder: Path) -> None:
+    """Raise BuildError unless `folder` holds every rank and is as planned."""
+    for name in rank_file_names(plan.parallelism.world_size):
+        path = folder / name
+        if not path.is_file() or path.stat().st_size == 0:
+            raise BuildError(f"TensorRT-LLM wrote no `{name}`", hint="is the disk full?")
+    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    found = _flatten(config)
+    for name, expected in _expected(plan).items():
+        if found.get(name) != expected:
+            raise BuildError(
+                f"TensorRT-LLM built `{name}` as {found.get(name)}; the plan says {expected}",
+                hint="choose another limit or precision, and please report this",
+            )
+
+
+def _expected(plan: BuildPlan) -> dict[str, Any]:
+    settings = plan.tensorrt_llm
+    assert settings is not None
+    expected: dict[str, Any] = {
+        f"build_config.{name}": value for name, value in plan.limits.model_dump().items()
+    }
+    gathers = bool(plan.settings.get("gather_logits", False))
+    expected["build_config.gather_generation_logits"] = gathers
+    # Without padding and with a paged context the library ignores this limit, with a warning.
+    del expected["build_config.max_input_len"]
+    expected |= {
+        "pretrained_config.quantization.quant_algo": settings.quant_algo,
+        "pretrained_config.quantization.kv_cache_quant_algo": settings.kv_cache_quant_algo,
+        "pretrained_config.mapping.tp_size": plan.parallelism.tensor_parallel_size,
+        "pretrained_config.mapping.pp_size": plan.parallelism.pipeline_parallel_size,
+    }
+    if plan.lora is not None:
+        expected["build_config.lora_config.max_lora_rank"] = plan.lora.max_rank
+    plugins = ("use_paged_context_fmha", "use_fp8_context_fmha", "tokens_per_block")
+    expected |= {
+        f"build_config.plugin_config.{name}": settings.plugins[name]
+        for name in plugins
+        if name in settings.plugins
+    }
+    return expected
+
+
+def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots."""
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, dict):
+            found |= _flatten(item, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = item
+    return found

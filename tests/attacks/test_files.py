@@ -18,8 +18,8 @@ import deepinfer
 from deepinfer.__main__ import main
 from deepinfer.backends.simulated import SimulatedBackend
 from deepinfer.checkpoint import read_checkpoint
+from deepinfer.compiler.options import read_options
 from deepinfer.compiler.staging import open_staging
-from deepinfer.compiler.wishes import read_wishes
 from deepinfer.config import ServeConfig
 from deepinfer.config_layers import read_config_file
 from deepinfer.errors import BuildError, CheckpointError, ConfigError, EngineError
@@ -244,7 +244,7 @@ def test_recipe_that_cannot_be_read_is_one_line(tmp_path: Path, text: str) -> No
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(text)
     with pytest.raises(ConfigError, match=r"recipe\.yaml"):
-        read_wishes(recipe, {})
+        read_options(recipe, {})
 
 
 @pytest.mark.parametrize("text", WRONG_YAML.values(), ids=WRONG_YAML.keys())

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -96,8 +97,8 @@ def _check_folders(parent: Path, held: list[subprocess.Popen[str]]) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="an engine ends with its server by prctl")
 def test_nothing_is_left_of_servers_that_were_killed_or_did_not_start(tmp_path: Path) -> None:
     make_echo_engine(tmp_path / "engines" / "echo")
-    temporary = tmp_path / "t"
-    temporary.mkdir()
+    # The path of a socket has about 100 characters, which that of this test may have already.
+    temporary = Path(tempfile.mkdtemp())
     environment = {**os.environ, "TMPDIR": str(temporary)}
     engines = tmp_path / "engines"
     with serving(engines, environment=environment) as server:
@@ -109,6 +110,7 @@ def test_nothing_is_left_of_servers_that_were_killed_or_did_not_start(tmp_path: 
     with starting(tmp_path / "bad", environment=environment) as failed:
         assert failed.wait() == 1
     assert list(temporary.iterdir()) == []
+    temporary.rmdir()
 
 
 def test_sigterm_before_the_server_listens_ends_it_with_0(tmp_path: Path) -> None:

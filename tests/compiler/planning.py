@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from deepinfer.checkpoint import Checkpoint, ModelDims, Quantization
-from deepinfer.compiler.outline import read_outline
-from deepinfer.compiler.plan import BuildPlan, make_plan
-from deepinfer.compiler.target import TargetDevice, resolve_target
-from deepinfer.compiler.tensorrt_llm_plan import TensorRtLlmPlan
-from deepinfer.compiler.wishes import BuildWishes
+from deepinfer.compiler.options import BuildOptions
+from deepinfer.compiler.plan import make_plan
+from deepinfer.compiler.plan_types import BuildPlan, TensorRtLlmPlan
+from deepinfer.compiler.source import read_config_only_checkpoint
+from deepinfer.compiler.targets import TargetDevice, resolve_target
 from deepinfer.device import Cpu, Gpu, Machine
 from deepinfer.weights import Weights
 
@@ -142,17 +142,17 @@ def make_machine(*gpus: Gpu) -> Machine:
     )
 
 
-def resolve(target: str, *gpus: Gpu, **options: Any) -> TargetDevice:
-    return resolve_target(target, make_machine(*gpus), 500 * GIB, **options)
+def resolve(target: str, *gpus: Gpu, **settings: Any) -> TargetDevice:
+    return resolve_target(target, make_machine(*gpus), 500 * GIB, **settings)
 
 
 def read_config(name: str) -> Checkpoint:
     """A recorded configuration, with a chat template as the model has one."""
-    return replace(read_outline(CONFIGS / name), has_chat_template=True)
+    return replace(read_config_only_checkpoint(CONFIGS / name), has_chat_template=True)
 
 
-def plan(device: TargetDevice, checkpoint: Checkpoint, **wishes: Any) -> BuildPlan:
-    return make_plan(device, checkpoint, BuildWishes(model=checkpoint.id, **wishes))
+def plan(device: TargetDevice, checkpoint: Checkpoint, **options: Any) -> BuildPlan:
+    return make_plan(device, checkpoint, BuildOptions(model=checkpoint.id, **options))
 
 
 def reason(made: BuildPlan, name: str) -> str:

@@ -19,12 +19,12 @@ from tokenizers import Tokenizer
 from deepinfer.__main__ import main
 from deepinfer.checkpoint import read_checkpoint
 from deepinfer.compiler import build as build_module
-from deepinfer.compiler import footprint, openvino, tokenizer_files
+from deepinfer.compiler import openvino, plan_cpu, tokenizer_files
 from deepinfer.compiler.build import BuildResult
+from deepinfer.compiler.options import BuildOptions
 from deepinfer.compiler.plan import make_plan
 from deepinfer.compiler.progress import Progress
 from deepinfer.compiler.report import result_lines
-from deepinfer.compiler.wishes import BuildWishes
 from deepinfer.errors import BuildError
 from deepinfer.manifest import EngineFolder, find_damage, read_engine
 from tests.checkpoints import TEXT, make_checkpoint
@@ -90,7 +90,7 @@ def test_engine_that_another_model_has_taken_meanwhile_is_not_replaced(
     output = tmp_path / "engines"
     shutil.copytree(built, output)
     other = replace(read_checkpoint(llama), source="/elsewhere/llama")
-    plan = make_plan(LAPTOP, other, BuildWishes(model=str(llama), precision="int8"))
+    plan = make_plan(LAPTOP, other, BuildOptions(model=str(llama), precision="int8"))
     with pytest.raises(BuildError, match="/elsewhere/llama") as refused:
         build_module.build_engine(plan, other, output, Progress(), is_name_asked=False)
     assert str(llama) in refused.value.message and "--name" in (refused.value.hint or "")
@@ -249,7 +249,7 @@ def test_force_builds_again(llama: Path, engines: Path, capsys: Output) -> None:
     assert created_at(read_engine(engines / "llama.int8.cpu")) > before
 
 
-def test_other_wishes_build_again(llama: Path, engines: Path, capsys: Output) -> None:
+def test_other_options_build_again(llama: Path, engines: Path, capsys: Output) -> None:
     assert build(llama, engines, "--precision", "int8", "--max-batch-size", "2") == 0
     assert "built `" in capsys.readouterr().out
     assert read_engine(engines / "llama.int8.cpu").manifest.limits.max_batch_size == 2
@@ -294,7 +294,7 @@ def test_recipe_is_followed(llama: Path, tmp_path: Path, capsys: Output) -> None
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
-def test_impossible_wishes_are_one_line_and_a_hint(
+def test_impossible_options_are_one_line_and_a_hint(
     llama: Path, tmp_path: Path, capsys: Output, flags: list[str], message: str
 ) -> None:
     assert build(llama, tmp_path / "engines", *flags) == 1
@@ -424,7 +424,7 @@ def test_file_that_cannot_grow_is_a_full_disk(wide: Path, tmp_path: Path) -> Non
 def test_full_disk_leaves_nothing(
     wide: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch, size: str
 ) -> None:
-    monkeypatch.setattr(footprint, "build_disk_bytes", lambda *_: 0)  # or the plan would refuse
+    monkeypatch.setattr(plan_cpu, "cpu_build_disk_bytes", lambda *_: 0)  # or the plan would refuse
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
@@ -440,7 +440,7 @@ def test_full_disk_leaves_nothing(
 
 def test_payload_that_is_cut_short_is_noticed(built: Path, tmp_path: Path, llama: Path) -> None:
     checkpoint = read_checkpoint(llama)
-    plan = make_plan(LAPTOP, checkpoint, BuildWishes(model=str(llama), precision="int8"))
+    plan = make_plan(LAPTOP, checkpoint, BuildOptions(model=str(llama), precision="int8"))
     payload = Path(shutil.copytree(built / "llama.int8.cpu" / "payload", tmp_path / "payload"))
     openvino.check_payload(plan, checkpoint, payload / "openvino_model.xml")
     weights = payload / "openvino_model.bin"
@@ -452,7 +452,7 @@ def test_payload_that_is_cut_short_is_noticed(built: Path, tmp_path: Path, llama
 def test_engine_that_was_fitted_into_other_memory_is_up_to_date_and_says_so(engines: Path) -> None:
     engine = read_engine(engines / "llama.int8.cpu")
     result = BuildResult(engine, was_up_to_date=True)
-    planned = make_plan(LAPTOP, QWEN, BuildWishes(model=QWEN.id, precision="int8"))
+    planned = make_plan(LAPTOP, QWEN, BuildOptions(model=QWEN.id, precision="int8"))
     same = planned.model_copy(update={"limits": engine.manifest.limits})
     assert "--force" not in result_lines(same, result)[0]
     other = engine.manifest.limits.model_copy(update={"max_seq_len": 300})

@@ -13,15 +13,13 @@ import pytest
 
 import deepinfer
 from deepinfer.compiler.calibration import (
+    CALIB_BATCHES,
+    CALIB_BATCHES_ON_CPU,
+    CALIB_MAX_SEQ_LENGTH,
     DEFAULT_TEXTS,
     calibration_digest,
     read_calibration_texts,
     write_calibration_folder,
-)
-from deepinfer.compiler.tensorrt_llm_plan import (
-    CALIB_BATCHES,
-    CALIB_BATCHES_ON_CPU,
-    CALIB_MAX_SEQ_LENGTH,
 )
 from deepinfer.errors import BuildError
 

@@ -69,11 +69,11 @@ def logits_of(model: Any, ids: tuple[int, ...] = PROMPT) -> Any:
         return model(torch.tensor([ids])).logits[0]
 
 
-@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
 def test_merged_weights_compute_what_peft_computes(
-    base: Path, tmp_path: Path, options: dict[str, Any]
+    base: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    folder = make_adapter(tmp_path / "adapter", base, **options)
+    folder = make_adapter(tmp_path / "adapter", base, **settings)
     merged = merge_adapter(read_checkpoint(base), read_adapter(folder), tmp_path / "merged")
     model = AutoModelForCausalLM.from_pretrained(merged.folder, local_files_only=True)
     expected = logits_of(adapted(base, folder))
@@ -186,7 +186,7 @@ def test_adapter_of_another_model_is_one_line_before_anything_loads(
     ],
     ids=["rank", "number", "folder"],
 )
-def test_wishes_that_a_cpu_cannot_meet_are_refused(
+def test_options_that_a_cpu_cannot_meet_are_refused(
     base: Path,
     tmp_path: Path,
     flags: list[str],

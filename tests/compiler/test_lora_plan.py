@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from deepinfer.compiler.roofline import Roofline
-from deepinfer.compiler.tensorrt_llm_plan import LORA_MODULES
+from deepinfer.compiler.lora import LORA_MODULES
+from deepinfer.compiler.plan_types import Roofline
 from deepinfer.errors import PlanError
 from tests.compiler.planning import LLAMA, RTX4090, RTX5090, library_of, plan, read_config, reason
 
@@ -27,9 +27,9 @@ def test_engine_takes_adapters_of_every_layer() -> None:
 
 
 def test_memory_counts_the_adapters() -> None:
-    wishes: dict[str, Any] = {"precision": "fp8", "max_batch_size": 8, "max_seq_len": 4096}
-    without = plan(RTX5090, LLAMA, **wishes)
-    two = plan(RTX5090, LLAMA, max_lora_rank=64, max_loras=2, **wishes)
+    options: dict[str, Any] = {"precision": "fp8", "max_batch_size": 8, "max_seq_len": 4096}
+    without = plan(RTX5090, LLAMA, **options)
+    two = plan(RTX5090, LLAMA, max_lora_rank=64, max_loras=2, **options)
     # A of 4,096 or 14,336 and B as wide: 32 layers of 81,920 x 64 numbers in 16 bits.
     each = 32 * 81_920 * 64 * 2
     assert two.memory.overhead_bytes - without.memory.overhead_bytes == 2 * each
@@ -44,9 +44,14 @@ def test_plan_without_adapters_knows_nothing_of_them() -> None:
     assert not [choice for choice in made.choices if "lora" in choice.name]
 
 
-def test_each_wish_makes_another_engine() -> None:
-    wishes = [{}, {"max_lora_rank": 8}, {"max_lora_rank": 16}, {"max_lora_rank": 8, "max_loras": 9}]
-    assert len({plan(RTX5090, LLAMA, **wish).digest for wish in wishes}) == 4
+def test_other_adapter_limits_are_another_engine() -> None:
+    options = [
+        {},
+        {"max_lora_rank": 8},
+        {"max_lora_rank": 16},
+        {"max_lora_rank": 8, "max_loras": 9},
+    ]
+    assert len({plan(RTX5090, LLAMA, **each).digest for each in options}) == 4
 
 
 def test_number_without_rank_is_refused() -> None:
@@ -61,11 +66,11 @@ def test_experts_are_not_adapted() -> None:
     assert list(made.lora.module_shapes) == EVERY_LAYER[:4]
 
 
-def test_formats_that_nobody_has_recorded_with_adapters_are_warned_about() -> None:
+def test_formats_untested_with_adapters_are_warned_about() -> None:
     quantised = plan(RTX5090, LLAMA, precision="nvfp4", max_lora_rank=8)
-    assert [w for w in quantised.warnings if "adapts nvfp4 weights" in w]
+    assert [w for w in quantised.warnings if "on nvfp4 weights" in w]
     plain = plan(RTX5090, LLAMA, precision="fp8", max_lora_rank=8)
-    assert not [w for w in plain.warnings if "adapts" in w]
+    assert not [w for w in plain.warnings if "adapters by request" in w]
 
 
 def test_every_layer_has_the_librarys_name() -> None:

@@ -1,4 +1,4 @@
-"""The planner's table: a device, a checkpoint and wishes in, a plan or an error out."""
+"""The planner's table: a device, a checkpoint and options in, a plan or an error out."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from deepinfer.checkpoint import Checkpoint, Rope
-from deepinfer.compiler import cpu
-from deepinfer.compiler.plan import BuildPlan, check_room, make_plan
-from deepinfer.compiler.target import TargetDevice
-from deepinfer.compiler.wishes import AS_ASKED, BuildWishes
+from deepinfer.compiler import plan_cpu
+from deepinfer.compiler.options import AS_ASKED, BuildOptions
+from deepinfer.compiler.plan import check_room, make_plan
+from deepinfer.compiler.plan_types import BuildPlan
+from deepinfer.compiler.targets import TargetDevice
 from deepinfer.errors import PlanError
 from deepinfer.manifest import Origin
 from tests.compiler.planning import (
@@ -182,8 +183,8 @@ PLANS: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], dict[str, Any]]
 
 @pytest.mark.parametrize("name", PLANS)
 def test_plan(name: str) -> None:
-    device, checkpoint, wishes, expected = PLANS[name]
-    made = plan(device, checkpoint, **wishes)
+    device, checkpoint, options, expected = PLANS[name]
+    made = plan(device, checkpoint, **options)
     assert {key: getattr(made, key) for key in expected} == expected
 
 
@@ -197,8 +198,8 @@ FOLDERS = [replace(QWEN, id="chat", source=f"/models/{name}/chat") for name in (
 
 
 def name_of(checkpoint: Checkpoint, built: dict[str, Origin]) -> str:
-    wishes = BuildWishes(model=checkpoint.source, precision="int8")
-    return make_plan(LAPTOP, checkpoint, wishes, built=built).name
+    options = BuildOptions(model=checkpoint.source, precision="int8")
+    return make_plan(LAPTOP, checkpoint, options, built=built).name
 
 
 @pytest.mark.parametrize(
@@ -242,8 +243,8 @@ def test_names_without_ascii_letters_differ() -> None:
 
 
 def test_name_as_asked_stays_whatever_is_there() -> None:
-    wishes = BuildWishes(model="bob/chat", name="mine")
-    assert make_plan(LAPTOP, BOB, wishes, built={"mine": origin(ALICE)}).name == "mine"
+    options = BuildOptions(model="bob/chat", name="mine")
+    assert make_plan(LAPTOP, BOB, options, built={"mine": origin(ALICE)}).name == "mine"
 
 
 LIMITS: dict[str, tuple[Checkpoint, dict[str, int], tuple[int, int, int, int]]] = {
@@ -270,8 +271,8 @@ LIMITS: dict[str, tuple[Checkpoint, dict[str, int], tuple[int, int, int, int]]] 
 
 @pytest.mark.parametrize("name", LIMITS)
 def test_limits(name: str) -> None:
-    checkpoint, wishes, expected = LIMITS[name]
-    limits = plan(LAPTOP, checkpoint, precision="int8", **wishes).limits
+    checkpoint, options, expected = LIMITS[name]
+    limits = plan(LAPTOP, checkpoint, precision="int8", **options).limits
     assert expected == (
         limits.max_seq_len,
         limits.max_input_len,
@@ -317,17 +318,17 @@ ERRORS: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], str, str]] = {
         QWEN,
         {"tensor_parallel_size": 2},
         "`--tensor-parallel-size 2` belongs to builds for GPUs",
-        "leave it away",
+        "omit it",
     ),
     "pipeline-parallel": (
         LAPTOP,
         QWEN,
         {"pipeline_parallel_size": 2},
         "`--pipeline-parallel-size 2` belongs to builds for GPUs",
-        "leave it away",
+        "omit it",
     ),
-    "calibration": (LAPTOP, QWEN, {"calib_data": "texts"}, "`--calib-data` belongs", "leave it"),
-    "smoke-test": (LAPTOP, QWEN, {"smoke_test": False}, "`--no-smoke-test` belongs", "leave it"),
+    "calibration": (LAPTOP, QWEN, {"calib_data": "texts"}, "`--calib-data` belongs", "omit it"),
+    "smoke-test": (LAPTOP, QWEN, {"smoke_test": False}, "`--no-smoke-test` belongs", "omit it"),
     "architecture": (
         LAPTOP,
         replace(QWEN, architecture="T5ForConditionalGeneration"),
@@ -419,10 +420,10 @@ ERRORS: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_impossible_wishes_are_refused(name: str) -> None:
-    device, checkpoint, wishes, message, hint = ERRORS[name]
+def test_impossible_options_are_refused(name: str) -> None:
+    device, checkpoint, options, message, hint = ERRORS[name]
     with pytest.raises(PlanError) as caught:
-        plan(device, checkpoint, **wishes)
+        plan(device, checkpoint, **options)
     assert message in caught.value.message
     assert hint in (caught.value.hint or "")
     assert not caught.value.message.endswith(".")
@@ -452,8 +453,8 @@ def test_what_does_not_fit_says_which_limit_to_lower_and_that_number_fits() -> N
     assert "may use 14 GiB of this machine's free memory: weights" in caught.value.message
     hint = caught.value.hint or ""
     batch, length = (int(part.rsplit(" ")[-1].strip("`")) for part in hint.split(" or "))
-    for wishes in ({"max_batch_size": batch}, {"max_batch_size": 2000, "max_seq_len": length}):
-        plan(LAPTOP, QWEN, precision="int8", **wishes)
+    for options in ({"max_batch_size": batch}, {"max_batch_size": 2000, "max_seq_len": length}):
+        plan(LAPTOP, QWEN, precision="int8", **options)
     with pytest.raises(PlanError):
         plan(LAPTOP, QWEN, precision="int8", max_batch_size=batch + 1)
 
@@ -473,7 +474,7 @@ def test_weights_that_do_not_fit_ask_for_another_precision_or_machine() -> None:
 
 def test_auto_takes_the_lowest_precision_under_one_percent(monkeypatch: pytest.MonkeyPatch) -> None:
     costs = {"int4": 0.034, "int8": 0.002, "bf16": 0.0001, "fp16": 0.0, "fp32": 0.0}
-    monkeypatch.setattr(cpu, "PERPLEXITY_COST", costs)
+    monkeypatch.setattr(plan_cpu, "PERPLEXITY_COST", costs)
     made = plan(LAPTOP, QWEN)
     assert made.precision == "int8"
     assert "less than 1% perplexity" in reason(made, "precision")
@@ -482,7 +483,7 @@ def test_auto_takes_the_lowest_precision_under_one_percent(monkeypatch: pytest.M
 
 def test_auto_never_raises_the_precision_of_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     costs = {"int4": 0.034, "int8": 0.02, "bf16": 0.0001, "fp16": 0.0, "fp32": 0.0}
-    monkeypatch.setattr(cpu, "PERPLEXITY_COST", costs)
+    monkeypatch.setattr(plan_cpu, "PERPLEXITY_COST", costs)
     assert plan(LAPTOP, QWEN).precision == "bf16"
     assert plan(LAPTOP, with_dtype(QWEN, "F16")).precision == "fp16"
     assert plan(LAPTOP, with_dtype(QWEN, "F32")).precision == "bf16"
@@ -490,13 +491,13 @@ def test_auto_never_raises_the_precision_of_a_checkpoint(monkeypatch: pytest.Mon
 
 def test_auto_passes_over_int4_where_no_group_size_divides(monkeypatch: pytest.MonkeyPatch) -> None:
     costs = {"int4": 0.001, "int8": 0.001, "bf16": 0.0, "fp16": 0.0, "fp32": 0.0}
-    monkeypatch.setattr(cpu, "PERPLEXITY_COST", costs)
+    monkeypatch.setattr(plan_cpu, "PERPLEXITY_COST", costs)
     assert plan(LAPTOP, QWEN).precision == "int4"
     assert plan(LAPTOP, with_dims(QWEN, intermediate_size=4872)).precision == "int8"
 
 
 def test_small_cache_is_not_chosen_when_it_costs_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "KV_PERPLEXITY_COST", {"int8": 0.02, "fp16": 0.0, "fp32": 0.0})
+    monkeypatch.setattr(plan_cpu, "KV_PERPLEXITY_COST", {"int8": 0.02, "fp16": 0.0, "fp32": 0.0})
     made = plan(LAPTOP, LLAMA, precision="int4")
     assert made.kv_cache_precision == "fp16"
     assert made.settings["kv_cache_precision"] == "f16"
@@ -540,7 +541,7 @@ def test_length_that_leaves_no_room_for_four_sequences_is_not_chosen() -> None:
     assert made.digest == longer.digest  # free memory is no part of a plan
 
 
-def test_every_choice_has_a_reason_and_wishes_are_told_apart() -> None:
+def test_every_choice_has_a_reason_and_options_are_told_apart() -> None:
     made = plan(LAPTOP, QWEN, precision="int4", max_batch_size=8)
     assert all(choice.reason for choice in made.choices)
     assert reason(made, "precision") == reason(made, "max_batch_size") == AS_ASKED
@@ -556,16 +557,16 @@ def test_missing_end_token_and_chat_template_are_warned_of() -> None:
     ]
 
 
-def test_same_wishes_are_the_same_plan_whatever_is_free_today() -> None:
-    wishes = {"precision": "int8", "max_seq_len": 2048}
-    roomy = plan(replace(LAPTOP, memory_bytes=64 * GIB), LLAMA, **wishes)
-    busy = plan(replace(LAPTOP, memory_bytes=20 * GIB, disk_bytes=400 * GIB), LLAMA, **wishes)
+def test_same_options_are_the_same_plan_whatever_is_free_today() -> None:
+    options = {"precision": "int8", "max_seq_len": 2048}
+    roomy = plan(replace(LAPTOP, memory_bytes=64 * GIB), LLAMA, **options)
+    busy = plan(replace(LAPTOP, memory_bytes=20 * GIB, disk_bytes=400 * GIB), LLAMA, **options)
     assert roomy.limits.max_batch_size != busy.limits.max_batch_size
     assert roomy.digest == busy.digest
 
 
 @pytest.mark.parametrize(
-    ("device", "checkpoint", "wishes"),
+    ("device", "checkpoint", "options"),
     [
         (LAPTOP, QWEN, {"precision": "int4"}),
         (LAPTOP, QWEN, {"kv_cache_precision": "int8"}),
@@ -580,10 +581,10 @@ def test_same_wishes_are_the_same_plan_whatever_is_free_today() -> None:
     ids=["precision", "cache", "length", "batch", "step", "code", "device", "revision", "model"],
 )
 def test_whatever_changes_the_engine_changes_the_digest(
-    device: TargetDevice, checkpoint: Checkpoint, wishes: dict[str, Any]
+    device: TargetDevice, checkpoint: Checkpoint, options: dict[str, Any]
 ) -> None:
-    wishes = {"precision": "int8", **wishes}
-    assert plan(device, checkpoint, **wishes).digest != plan(LAPTOP, QWEN, precision="int8").digest
+    options = {"precision": "int8", **options}
+    assert plan(device, checkpoint, **options).digest != plan(LAPTOP, QWEN, precision="int8").digest
 
 
 def test_yarn_reaches_further_on_a_cpu_than_the_positions_in_the_configuration() -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from deepinfer.compiler.plan import BuildPlan, make_plan
-from deepinfer.compiler.wishes import AS_ASKED, read_wishes
+from deepinfer.compiler.options import AS_ASKED, read_options
+from deepinfer.compiler.plan import make_plan
+from deepinfer.compiler.plan_types import BuildPlan
 from tests.compiler.planning import read_config, resolve
 
 RECIPES = Path(__file__).parent.parent.parent / "build" / "recipes"
@@ -24,9 +25,9 @@ CONFIG_OF = {
 
 
 def plan_recipe(name: str) -> BuildPlan:
-    wishes = read_wishes(RECIPES / f"{name}.yaml", {})
-    checkpoint = replace(read_config(CONFIG_OF[name]), id=wishes.model, source=wishes.model)
-    return make_plan(resolve(wishes.target), checkpoint, wishes)
+    options = read_options(RECIPES / f"{name}.yaml", {})
+    checkpoint = replace(read_config(CONFIG_OF[name]), id=options.model, source=options.model)
+    return make_plan(resolve(options.target), checkpoint, options)
 
 
 def test_every_recipe_for_a_gpu_is_planned_here() -> None:

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from deepinfer.compiler.devices import GpuModel, find_gpu_model
-from deepinfer.compiler.roofline import Roofline, find_roofline
+from deepinfer.compiler.plan_types import Roofline
+from deepinfer.compiler.roofline import find_roofline
+from deepinfer.compiler.targets import GpuModel, find_gpu_model
 from deepinfer.manifest import Parallelism
 from tests.compiler.planning import LLAMA, with_dims
 

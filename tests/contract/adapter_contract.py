@@ -20,7 +20,7 @@ from typing import Any
 
 from deepinfer.backends.base import BackendFault
 from deepinfer.checkpoint import Checkpoint
-from deepinfer.compiler.plan import BuildPlan
+from deepinfer.compiler.plan_types import BuildPlan
 from deepinfer.compiler.progress import Progress
 from deepinfer.engine import EngineOptions
 from deepinfer.errors import EngineError

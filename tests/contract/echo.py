@@ -17,10 +17,10 @@ def make_echo_tensorrt_engine(folder: Path, work_dir: Path, double_root: Path) -
     checkpoint = make_checkpoint(
         work_dir / "checkpoint", max_position_embeddings=CONTEXT_LENGTH, vocab_padding=200
     )
-    wishes = ["--model", str(checkpoint), "--output", str(work_dir), "--name", "built"]
-    wishes += ["--target", "rtx5090", "--max-batch-size", "8"]
+    options = ["--model", str(checkpoint), "--output", str(work_dir), "--name", "built"]
+    options += ["--target", "rtx5090", "--max-batch-size", "8"]
     with installed_double(double_root):
-        assert main(["build", *wishes, "--max-seq-len", str(CONTEXT_LENGTH)]) == 0
+        assert main(["build", *options, "--max-seq-len", str(CONTEXT_LENGTH)]) == 0
     spoken = make_echo_engine(work_dir / "spoken")
     shutil.copytree(work_dir / "built", folder)
     shutil.rmtree(folder / "tokenizer")

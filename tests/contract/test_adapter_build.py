@@ -39,8 +39,8 @@ def two_cards(double_root: Path) -> Iterator[None]:
 
 
 def build(checkpoint: Path, output: Path, *flags: str) -> int:
-    wishes = ["--model", str(checkpoint), "--output", str(output), "--name", "engine"]
-    return main(["build", *wishes, "--max-seq-len", "128", *flags])
+    options = ["--model", str(checkpoint), "--output", str(output), "--name", "engine"]
+    return main(["build", *options, "--max-seq-len", "128", *flags])
 
 
 def manifest_of(output: Path) -> EngineManifest:

@@ -24,9 +24,10 @@ from deepinfer.backends import tensorrt_reader as reader_module
 from deepinfer.backends import tensorrt_settings as settings_module
 from deepinfer.checkpoint import read_checkpoint
 from deepinfer.compiler import tensorrt_llm as compiler_module
-from deepinfer.compiler.plan import BuildPlan, make_plan
-from deepinfer.compiler.target import resolve_target
-from deepinfer.compiler.wishes import BuildWishes
+from deepinfer.compiler.options import BuildOptions
+from deepinfer.compiler.plan import make_plan
+from deepinfer.compiler.plan_types import BuildPlan
+from deepinfer.compiler.targets import resolve_target
 from deepinfer.device import read_machine
 from deepinfer.manifest import (
     EngineFolder,
@@ -98,7 +99,7 @@ def _clip_max_input_len(engine: EngineFolder) -> None:
 
 
 def _plan(checkpoint: Path) -> BuildPlan:
-    wishes = BuildWishes(
+    options = BuildOptions(
         model=str(checkpoint),
         target="rtx5090",
         precision="fp8",
@@ -109,8 +110,8 @@ def _plan(checkpoint: Path) -> BuildPlan:
         max_lora_rank=8,
         max_loras=3,
     )
-    device = resolve_target(wishes.target, read_machine(), 2**40, has_tensorrt_llm=True)
-    plan = make_plan(device, read_checkpoint(checkpoint), wishes)
+    device = resolve_target(options.target, read_machine(), 2**40, has_tensorrt_llm=True)
+    plan = make_plan(device, read_checkpoint(checkpoint), options)
     assert plan.tensorrt_llm is not None
     settings = plan.tensorrt_llm.model_copy(update={"nccl_env": NCCL})
     return plan.model_copy(update={"tensorrt_llm": settings})

@@ -24,10 +24,11 @@ import pytest
 from deepinfer.checkpoint import read_checkpoint
 from deepinfer.compiler.build_log import BuildLog
 from deepinfer.compiler.calibration import read_calibration_texts, write_calibration_folder
-from deepinfer.compiler.plan import BuildPlan, make_plan
+from deepinfer.compiler.options import BuildOptions
+from deepinfer.compiler.plan import make_plan
+from deepinfer.compiler.plan_types import BuildPlan
 from deepinfer.compiler.source_links import link_checkpoint
-from deepinfer.compiler.target import resolve_target
-from deepinfer.compiler.wishes import BuildWishes
+from deepinfer.compiler.targets import resolve_target
 from deepinfer.device import read_machine
 from tests.checkpoints import make_checkpoint
 from tests.contract.double.configs import MODEL_MAP, QuantConfig
@@ -120,14 +121,14 @@ def export(
     from transformers import AutoModelForCausalLM
 
     checkpoint = read_checkpoint(checkpoint_dir)
-    wishes = BuildWishes(
+    options = BuildOptions(
         model=str(checkpoint_dir),
         target="rtx5090",
         precision=precision,
         kv_cache_precision=kv_cache,
         max_seq_len=256,
     )
-    plan = make_plan(resolve_target("rtx5090", read_machine(), 2**40), checkpoint, wishes)
+    plan = make_plan(resolve_target("rtx5090", read_machine(), 2**40), checkpoint, options)
     settings = plan.tensorrt_llm
     assert settings is not None and settings.needs_calibration
     source = link_checkpoint(

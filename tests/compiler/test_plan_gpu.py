@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from deepinfer.checkpoint import Checkpoint, Rope
-from deepinfer.compiler import gpu_footprint
-from deepinfer.compiler.plan import BuildPlan, check_room
-from deepinfer.compiler.target import TargetDevice
-from deepinfer.compiler.tensorrt_llm_plan import TensorRtLlmPlan
-from deepinfer.compiler.wishes import AS_ASKED
+from deepinfer.compiler import memory
+from deepinfer.compiler.options import AS_ASKED
+from deepinfer.compiler.plan import check_room
+from deepinfer.compiler.plan_types import BuildPlan, TensorRtLlmPlan
+from deepinfer.compiler.targets import TargetDevice
 from deepinfer.errors import PlanError
 from deepinfer.manifest import Parallelism
 from tests.compiler.planning import (
@@ -96,20 +96,20 @@ def test_largest_that_fits_does_fit_and_one_more_does_not() -> None:
     made = plan(RTX5090, LLAMA, precision="bf16", max_batch_size=1)
     longest = made.memory.longest_seq_len
     assert 4096 < longest < 131_072
-    wishes: dict[str, Any] = {"precision": "bf16", "max_batch_size": 1}
-    assert plan(RTX5090, LLAMA, max_seq_len=longest, **wishes).memory.num_full_sequences == 1
-    assert refusal(RTX5090, LLAMA, max_seq_len=longest + 32, **wishes)
+    options: dict[str, Any] = {"precision": "bf16", "max_batch_size": 1}
+    assert plan(RTX5090, LLAMA, max_seq_len=longest, **options).memory.num_full_sequences == 1
+    assert refusal(RTX5090, LLAMA, max_seq_len=longest + 32, **options)
 
 
-def refusal(device: TargetDevice, checkpoint: Checkpoint, **wishes: Any) -> PlanError:
+def refusal(device: TargetDevice, checkpoint: Checkpoint, **options: Any) -> PlanError:
     with pytest.raises(PlanError) as caught:
-        plan(device, checkpoint, **wishes)
+        plan(device, checkpoint, **options)
     return caught.value
 
 
 def test_every_way_out_of_what_does_not_fit_is_one() -> None:
-    wishes: dict[str, Any] = {"max_batch_size": 300, "max_seq_len": 8192, "max_num_tokens": 16_384}
-    error = refusal(RTX5090, LLAMA, **wishes)
+    options: dict[str, Any] = {"max_batch_size": 300, "max_seq_len": 8192, "max_num_tokens": 16_384}
+    error = refusal(RTX5090, LLAMA, **options)
     assert "may use 28 GiB of the free memory of the GPU" in error.message
     assert "for 300 sequences of 8,192 tokens that fill 1/4" in error.message
     ways = re.findall(r"`--([a-z-]+) (\w+)`", error.hint or "")
@@ -119,9 +119,9 @@ def test_every_way_out_of_what_does_not_fit_is_one() -> None:
         "pipeline-parallel-size",
     ]
     for name, value in ways:
-        plan(RTX5090, LLAMA, **{**wishes, name.replace("-", "_"): value})
+        plan(RTX5090, LLAMA, **{**options, name.replace("-", "_"): value})
     batch = int(dict(ways)["max-batch-size"])
-    assert refusal(RTX5090, LLAMA, **{**wishes, "max_batch_size": batch + 1})
+    assert refusal(RTX5090, LLAMA, **{**options, "max_batch_size": batch + 1})
 
 
 def test_lower_precision_is_offered_where_it_fits() -> None:
@@ -242,7 +242,7 @@ def test_host_below_comfort_is_warned_and_below_one_copy_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "wishes", "lowest_bytes"),
+    ("name", "options", "lowest_bytes"),
     [
         ("qwen3-8b", {"precision": "bf16"}, 8_190_726_144 * 2),
         ("qwen3-32b", {"precision": "nvfp4"}, 32_762_106_880 * 2),
@@ -251,9 +251,9 @@ def test_host_below_comfort_is_warned_and_below_one_copy_refused() -> None:
     ids=["compiled-from-16-bits", "calibrated-on-the-cpu", "quantised-already"],
 )
 def test_one_copy_lies_in_host_memory_as_the_checkpoint_has_it(
-    name: str, wishes: dict[str, Any], lowest_bytes: float
+    name: str, options: dict[str, Any], lowest_bytes: float
 ) -> None:
-    made = plan(RTX5090, read_config(name), **wishes)
+    made = plan(RTX5090, read_config(name), **options)
     assert made.build.min_memory_bytes == pytest.approx(lowest_bytes, rel=0.01)
 
 
@@ -287,7 +287,7 @@ def test_same_card_is_the_same_plan_whatever_is_free_and_wherever_it_is_made() -
 
 
 @pytest.mark.parametrize(
-    ("device", "wishes"),
+    ("device", "options"),
     [
         (RTX4090, {}),
         (RTX5090, {"precision": "nvfp4"}),
@@ -301,9 +301,9 @@ def test_same_card_is_the_same_plan_whatever_is_free_and_wherever_it_is_made() -
     ids=["device", "precision", "cache", "calibration", "cut", "step", "length", "input"],
 )
 def test_whatever_changes_the_engine_changes_the_digest(
-    device: TargetDevice, wishes: dict[str, Any]
+    device: TargetDevice, options: dict[str, Any]
 ) -> None:
-    assert plan(device, LLAMA, **wishes).digest != plan(RTX5090, LLAMA).digest
+    assert plan(device, LLAMA, **options).digest != plan(RTX5090, LLAMA).digest
 
 
 def test_smoke_test_does_not_change_the_engine() -> None:
@@ -339,9 +339,9 @@ def test_precision_follows_from_the_card_and_not_from_what_is_free_today() -> No
 
 
 def test_more_sequences_than_fp8_holds_are_asked_for_of_nvfp4() -> None:
-    wishes: dict[str, Any] = {"max_batch_size": 80, "max_seq_len": 8192}
+    options: dict[str, Any] = {"max_batch_size": 80, "max_seq_len": 8192}
     assert plan(RTX5090, QWEN14).precision == "fp8"
-    assert plan(RTX5090, QWEN14, **wishes).precision == "nvfp4"
+    assert plan(RTX5090, QWEN14, **options).precision == "nvfp4"
 
 
 def test_numbers_of_an_alternative_are_those_of_its_own_plan() -> None:
@@ -353,7 +353,7 @@ def test_numbers_of_an_alternative_are_those_of_its_own_plan() -> None:
     assert (nvfp4.memory, nvfp4.limits, nvfp4.roofline) == (own.memory, own.limits, own.roofline)
 
 
-def test_wish_and_quantised_checkpoint_have_no_alternatives() -> None:
+def test_named_precision_and_quantised_checkpoint_have_no_alternatives() -> None:
     assert plan(RTX5090, LLAMA, precision="fp8").alternatives == ()
     assert plan(RTX5090, LLAMA_FP8).alternatives == ()
 
@@ -455,4 +455,4 @@ def test_limits_that_follow_from_free_memory_are_named_and_make_no_other_plan() 
 def test_calibration_needs_the_model_and_the_joined_attention_weights_of_all_layers() -> None:
     joined = 32 * 4096 * 128 * (32 + 2 * 8)
     expected = 2 * (8_030_261_248 + joined) + 1_500_000_000
-    assert gpu_footprint.calibration_bytes(LLAMA) == expected
+    assert memory.calibration_bytes(LLAMA) == expected

@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 
-from deepinfer.compiler.capabilities import CAPABILITIES
-from deepinfer.compiler.devices import DRIVER_BYTES, GPU_MODELS, find_gpu_model
-from deepinfer.compiler.target import require_here, resolve_target
-from deepinfer.compiler.wishes import AS_ASKED
+from deepinfer.compiler.options import AS_ASKED
+from deepinfer.compiler.targets import (
+    CAPABILITIES,
+    DRIVER_BYTES,
+    GPU_MODELS,
+    find_gpu_model,
+    require_here,
+    resolve_target,
+)
 from deepinfer.device import Gpu
 from deepinfer.errors import PlanError
 from deepinfer.trtllm_release import CONTAINER
@@ -73,8 +78,8 @@ AUTO: dict[str, tuple[tuple[Gpu, ...], dict[str, Any], str, str]] = {
 
 @pytest.mark.parametrize("name", AUTO)
 def test_auto_takes_a_gpu_that_can_be_used_and_says_why_not(name: str) -> None:
-    gpus, options, kind, reason = AUTO[name]
-    device = resolve("auto", *gpus, **options)
+    gpus, settings, kind, reason = AUTO[name]
+    device = resolve("auto", *gpus, **settings)
     assert device.kind == kind
     assert reason in device.reason
 

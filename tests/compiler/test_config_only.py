@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from deepinfer.checkpoint import read_checkpoint
-from deepinfer.compiler.outline import read_outline
-from deepinfer.compiler.source import find_checkpoint
+from deepinfer.compiler.source import find_checkpoint, read_config_only_checkpoint
 from deepinfer.errors import CheckpointError
 from tests.checkpoints import ARCHITECTURES, make_checkpoint
 from tests.compiler.planning import CONFIGS
@@ -28,14 +27,15 @@ from tests.compiler.planning import CONFIGS
 )
 def test_parameters_are_counted_from_the_dimensions(name: str, published: int) -> None:
     # The norms of queries and keys, of a few thousand parameters, are not counted.
-    assert read_outline(CONFIGS / name).num_parameters == pytest.approx(published, rel=1e-5)
+    counted = read_config_only_checkpoint(CONFIGS / name).num_parameters
+    assert counted == pytest.approx(published, rel=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("tied", [False, True], ids=["own-head", "tied-head"])
 def test_count_is_that_of_the_real_weights(tmp_path: Path, architecture: str, tied: bool) -> None:
     real = read_checkpoint(make_checkpoint(tmp_path, architecture, dtype="float16", tied=tied))
-    counted = read_outline(tmp_path)
+    counted = read_config_only_checkpoint(tmp_path)
     assert counted.num_parameters == pytest.approx(real.num_parameters, rel=0.01)
     assert counted.num_embedding_parameters == real.num_embedding_parameters
     assert counted.weights.expert_parameters == real.weights.expert_parameters
@@ -58,7 +58,7 @@ def test_quantisation_that_names_no_algorithm_is_refused(tmp_path: Path, text: s
     shutil.copyfile(CONFIGS / "qwen3-8b" / "config.json", tmp_path / "config.json")
     (tmp_path / "hf_quant_config.json").write_text(text, encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"hf_quant_config\.json` is damaged"):
-        read_outline(tmp_path)
+        read_config_only_checkpoint(tmp_path)
 
 
 def test_weights_may_be_missing_for_a_plan_only() -> None:

@@ -1,4 +1,4 @@
-"""Recipes and flags become wishes, or an error that names the key."""
+"""Recipes and flags become options, or an error that names the key."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from deepinfer.__main__ import main
 from deepinfer.commands import build
-from deepinfer.compiler.wishes import BuildWishes, read_wishes
+from deepinfer.compiler.options import BuildOptions, read_options
 from deepinfer.errors import ConfigError, PlanError
 
 RECIPES = sorted((Path(__file__).parent.parent.parent / "build" / "recipes").glob("*.yaml"))
@@ -23,23 +23,23 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_flags_override_the_recipe_which_overrides_the_defaults(recipe: Path) -> None:
-    wishes = read_wishes(recipe, {"precision": "int4", "max_seq_len": None, "name": "mine"})
-    assert (wishes.model, wishes.precision, wishes.max_batch_size) == ("some/model", "int4", 4)
-    assert (wishes.name, wishes.max_seq_len, wishes.target) == ("mine", None, "auto")
+    options = read_options(recipe, {"precision": "int4", "max_seq_len": None, "name": "mine"})
+    assert (options.model, options.precision, options.max_batch_size) == ("some/model", "int4", 4)
+    assert (options.name, options.max_seq_len, options.target) == ("mine", None, "auto")
 
 
 def test_flags_alone_are_enough() -> None:
-    assert read_wishes(None, {"model": "sample"}) == BuildWishes(model="sample")
+    assert read_options(None, {"model": "sample"}) == BuildOptions(model="sample")
 
 
 def test_text_of_a_flag_becomes_a_number() -> None:
-    assert read_wishes(None, {"model": "sample", "max_batch_size": "16"}).max_batch_size == 16
+    assert read_options(None, {"model": "sample", "max_batch_size": "16"}).max_batch_size == 16
 
 
-def test_every_flag_of_a_wish_exists_and_no_other() -> None:
+def test_every_field_of_the_options_has_a_flag_and_no_other() -> None:
     own = {"recipe", "is_dry_run", "is_comparison", "is_forced", "is_json"}
     flags = {str(option.name) for option in build.build.params}
-    assert flags - own == set(BuildWishes.model_fields)
+    assert flags - own == set(BuildOptions.model_fields)
 
 
 @pytest.mark.parametrize(
@@ -52,13 +52,13 @@ def test_every_flag_of_a_wish_exists_and_no_other() -> None:
     ],
     ids=["none", "switches", "path", "number"],
 )
-def test_flags_of_the_command_become_wishes(
+def test_flags_of_the_command_become_options(
     monkeypatch: pytest.MonkeyPatch, flags: list[str], expected: dict[str, Any]
 ) -> None:
-    planned: list[BuildWishes] = []
+    planned: list[BuildOptions] = []
 
-    def stop(wishes: BuildWishes, *, is_build: bool) -> None:
-        planned.append(wishes)
+    def stop(options: BuildOptions, *, is_build: bool) -> None:
+        planned.append(options)
         raise PlanError("far enough")
 
     monkeypatch.setattr(build, "_read_sources", stop)
@@ -69,8 +69,8 @@ def test_flags_of_the_command_become_wishes(
 def test_switch_in_a_recipe_holds_unless_a_flag_says_otherwise(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("model: m\nsmoke_test: false\nexperimental: true\n")
-    wishes = read_wishes(path, {"smoke_test": None, "experimental": None})
-    assert (wishes.smoke_test, wishes.experimental) == (False, True)
+    options = read_options(path, {"smoke_test": None, "experimental": None})
+    assert (options.smoke_test, options.experimental) == (False, True)
 
 
 ERRORS: dict[str, tuple[str | None, dict[str, Any], str, str]] = {
@@ -88,26 +88,26 @@ ERRORS: dict[str, tuple[str | None, dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_meaningless_wishes_are_refused(tmp_path: Path, name: str) -> None:
+def test_meaningless_options_are_refused(tmp_path: Path, name: str) -> None:
     text, flags, message, hint = ERRORS[name]
     recipe = None
     if text is not None:
         recipe = tmp_path / "recipe.yaml"
         recipe.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        read_wishes(recipe, flags)
+        read_options(recipe, flags)
     assert message in caught.value.message
     assert hint in (caught.value.hint or "")
 
 
 def test_missing_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
-        read_wishes(tmp_path / "none.yaml", {})
+        read_options(tmp_path / "none.yaml", {})
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_recipes_of_the_repository_are_understood(path: Path) -> None:
-    assert read_wishes(path, {}).model
+    assert read_options(path, {}).model
 
 
 def test_the_repository_has_recipes() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from deepinfer.checkpoint import Checkpoint, Quantization
 from deepinfer.compiler.architectures import list_architectures
-from deepinfer.compiler.target import TargetDevice
+from deepinfer.compiler.targets import TargetDevice
 from deepinfer.errors import PlanError
 from tests.compiler.planning import (
     A100,
@@ -116,8 +116,8 @@ FORMATS: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], tuple[Any, ..
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_formats(name: str) -> None:
-    device, checkpoint, wishes, expected = FORMATS[name]
-    made = plan(device, checkpoint, **wishes)
+    device, checkpoint, options, expected = FORMATS[name]
+    made = plan(device, checkpoint, **options)
     library = library_of(made)
     assert expected == (
         made.precision,
@@ -132,16 +132,16 @@ def test_formats(name: str) -> None:
 
 
 def test_fp8_cache_beside_16_bit_weights_costs_paging_and_is_experimental() -> None:
-    wishes = {"precision": "bf16", "kv_cache_precision": "fp8", "experimental": True}
-    made = plan(RTX5090, LLAMA, **wishes)
+    options = {"precision": "bf16", "kv_cache_precision": "fp8", "experimental": True}
+    made = plan(RTX5090, LLAMA, **options)
     assert not library_of(made).plugins["use_paged_context_fmha"]
     assert not made.settings["chunked_prefill"] and not made.settings["block_reuse"]
     assert library_of(made).needs_calibration
     assert any(warning.startswith("experimental") for warning in made.warnings)
-    long = plan(RTX5090, LLAMA, max_seq_len=10_000, **wishes)
+    long = plan(RTX5090, LLAMA, max_seq_len=10_000, **options)
     assert long.limits.max_num_tokens >= long.limits.max_input_len
     with pytest.raises(PlanError, match="this engine reads a prompt in one step"):
-        plan(RTX5090, LLAMA, max_num_tokens=2048, **wishes)
+        plan(RTX5090, LLAMA, max_num_tokens=2048, **options)
 
 
 REFUSED: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], str, str]] = {
@@ -178,8 +178,8 @@ REFUSED: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], str, str]] = 
         RTX5090,
         LLAMA,
         {"precision": "int4", "group_size": 64, "experimental": True},
-        "`--group-size` belongs to int4 on CPUs",
-        "leave it away",
+        "`--group-size` applies to int4 on CPUs",
+        "omit it",
     ),
     "int8-cache": (
         RTX5090,
@@ -192,7 +192,7 @@ REFUSED: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], str, str]] = 
         RTX5090,
         LLAMA,
         {"kv_cache_precision": "fp16"},
-        "the cache has the type that the engine computes in, bf16",
+        "the type that the engine computes in, bf16",
         "`--kv-cache-precision bf16`",
     ),
     "fp8-cache-beside-bf16": (
@@ -279,14 +279,14 @@ REFUSED: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], str, str]] = 
         LLAMA,
         {"precision": "bf16", "calib_data": "texts.txt"},
         "`--calib-data texts.txt` would not be read: bf16 weights need no calibration",
-        "leave it away",
+        "omit it",
     ),
     "calibration-of-modelopt": (
         RTX5090,
         LLAMA_FP8,
         {"calib_data": "texts.txt"},
         "ModelOpt calibrated the checkpoint already",
-        "leave it away",
+        "omit it",
     ),
     "heads": (
         H100,
@@ -306,17 +306,17 @@ REFUSED: dict[str, tuple[TargetDevice, Checkpoint, dict[str, Any], str, str]] = 
         TWO_5090,
         LLAMA,
         {"tensor_parallel_size": 2, "pipeline_parallel_size": 2},
-        "asked to run on 4 GPUs; this machine has 2 NVIDIA GeForce RTX 5090",
+        "needs 4 GPUs; this machine has 2 NVIDIA GeForce RTX 5090",
         "`--tensor-parallel-size`",
     ),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_impossible_wishes_are_refused(name: str) -> None:
-    device, checkpoint, wishes, message, hint = REFUSED[name]
+def test_impossible_options_are_refused(name: str) -> None:
+    device, checkpoint, options, message, hint = REFUSED[name]
     with pytest.raises(PlanError) as caught:
-        plan(device, checkpoint, **wishes)
+        plan(device, checkpoint, **options)
     assert message in caught.value.message
     assert hint in (caught.value.hint or "")
     assert not caught.value.message.endswith(".")
