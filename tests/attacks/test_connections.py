@@ -26,15 +26,15 @@ NUM_RECONNECTIONS = 100
 COUNTING = {"counts": True, "step_us": 5_000}
 
 
-class ElsewhereKept:
-    """Keeps an engine that somebody else starts, and knows nothing of its lives."""
+class ForeignSupervisor:
+    """Of an engine that somebody else starts; it knows nothing of its processes."""
 
-    lives = EngineProcessState(1)
+    state = EngineProcessState(1)
 
     def __init__(self, socket_path: Path) -> None:
         self.socket_path = socket_path
 
-    async def start(self, kept: SupervisedClient) -> None: ...
+    async def start(self, client: SupervisedClient) -> None: ...
 
     async def close(self) -> None: ...
 
@@ -93,7 +93,7 @@ async def test_engine_that_is_ready_at_once_gets_every_request_again(
     engine = make_simulated_engine(tmp_path / "engine")
     path = tmp_path / "engine.sock"
     with quick_engine(path, NUM_RECONNECTIONS, same_pid=same_pid) as submissions:
-        client = EngineClient(engine, EngineOptions(), ElsewhereKept(path))
+        client = EngineClient(engine, EngineOptions(), ForeignSupervisor(path))
         await client.start()
         try:
             answer = await asyncio.wait_for(

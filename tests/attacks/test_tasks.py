@@ -72,7 +72,7 @@ async def test_watchdog_goes_on(
 ) -> None:
     options = EngineOptions(hang_timeout_s=0.5)
     async with running(tmp_path, options, settings=COUNTING) as client:
-        failing_once(monkeypatch, supervisor_of(client)._watchdog, "_find_life")
+        failing_once(monkeypatch, supervisor_of(client)._watchdog, "_find_activity")
         answer = asyncio.create_task(collect(client, request("a", (5,), 50, ignore_eos=True)))
         await until(lambda: client.load.num_running == 1)
         pid = pid_of(client)
@@ -91,7 +91,7 @@ async def test_supervisor_starts_the_engine_again(
     method: str,
 ) -> None:
     async with running(tmp_path, settings=COUNTING) as client:
-        failing_once(monkeypatch, supervisor_of(client)._supervisor, method, times=2)
+        failing_once(monkeypatch, supervisor_of(client)._launcher, method, times=2)
         answer = asyncio.create_task(collect(client, request("a", (5,), 50, ignore_eos=True)))
         await until(lambda: client.load.num_running == 1)
         pid = pid_of(client)

@@ -61,6 +61,6 @@ def test_engine_process_logs_in_the_format_of_its_server(tmp_path: Path) -> None
         url = json.loads(server.wait_for_log(r".*listening on .*\n")[0])["message"].split()[-1]
         server.wait_for_log("ready after")
         assert httpx.post(f"{url}/v1/completions", json={"prompt": [200]}).status_code == 503
-        failure = json.loads(server.wait_for_log(r".*the backend failed.*\n")[0])
+        failure = json.loads(server.wait_for_log(r".*the engine failed.*\n")[0])
     assert (failure["logger"], failure["level"]) == ("deepinfer.runtime.engine_process", "error")
     assert failure["exception"].startswith("Traceback")

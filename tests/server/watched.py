@@ -46,7 +46,7 @@ class GeneratingCalls:
     generate: Generate
 
     @contextmanager
-    def call(
+    def submit(
         self, requests: Sequence[GenerationRequest], terms: GenerationOptions = DEFAULT_OPTIONS
     ) -> Iterator[GenerationHandle]:
         call = GenerationHandle(terms)
