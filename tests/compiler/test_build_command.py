@@ -318,10 +318,10 @@ def test_folder_that_is_not_an_engine_is_left_alone(
 def test_failure_of_a_library_is_one_line_and_keeps_the_old_engine(
     llama: Path, engines: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("first line\n  second line")
 
-    monkeypatch.setattr(openvino, "_save", fail)
+    monkeypatch.setattr("openvino.save_model", fail)
     assert build(llama, engines, "--precision", "int8", "--force") == 1
     error = capsys.readouterr().err
     assert "error: the build of `llama.int8.cpu` failed: first line second line\n" in error
@@ -341,7 +341,7 @@ def test_missing_library_is_named_before_anything_is_done(
 def test_weights_that_were_not_compressed_are_noticed(
     llama: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openvino, "_quantize", lambda plan, model: model)
+    monkeypatch.setattr("nncf.compress_weights", lambda model, **_: model)
     assert build(llama, tmp_path / "engines", "--precision", "int8") == 1
     assert "weights became int8" in capsys.readouterr().err
 
