@@ -32,7 +32,8 @@ def open_and_leave_unread(
 
 
 def test_unread_streams_are_bounded_and_then_cancelled(tmp_path: Path) -> None:
-    make_echo_engine(tmp_path / "echo", max_batch_size=32)
+    # At a rate, since what an engine has made by the time that a client is let go is kept.
+    make_echo_engine(tmp_path / "echo", max_batch_size=32, step_us=2_000)
     with serving(tmp_path, "--stalled-client-timeout", "1") as server, client_of(server) as client:
         process = psutil.Process(server.pid)
         assert client.post("/v1/completions", json={"prompt": "warm"}).status_code == 200

@@ -128,7 +128,7 @@ def test_limit_holds_for_each_engine_and_one_that_cannot_have_it_is_not_served(
 def test_server_ends_when_no_engine_can_have_the_limit(tmp_path: Path) -> None:
     for name in ("a", "b"):
         engine = make_echo_engine(tmp_path / name, name=name, max_seq_len=100)
-        set_target(engine, kind="gpu")
+        set_target(engine, kind="gpu", capability="sm_120")
     with starting(tmp_path, *lower(101)) as server:
         assert server.wait() == 1
     assert server.log.startswith("error: engine `a` was compiled for")

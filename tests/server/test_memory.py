@@ -113,8 +113,8 @@ def test_pools_are_the_free_memory_within_what_the_operator_allows() -> None:
 def weighty(folder: Path, name: str, weight_bytes: int) -> EngineFolder:
     """An engine whose manifest tells of large weights; nothing here opens them."""
     engine = make_simulated_engine(folder / name, name=name, max_batch_size=4, max_seq_len=100)
-    files = {"payload/w.bin": FileRecord(size_bytes=weight_bytes, sha256="0")}
-    tokens = {"tokenizer/t.json": FileRecord(size_bytes=10**12, sha256="0")}
+    files = {"payload/w.bin": FileRecord(size_bytes=weight_bytes, sha256="0" * 64)}
+    tokens = {"tokenizer/t.json": FileRecord(size_bytes=10**12, sha256="0" * 64)}
     update = {"files": files | tokens, "kv_bytes_per_token": 2**20}
     return EngineFolder(path=engine.path, manifest=engine.manifest.model_copy(update=update))
 
