@@ -5,20 +5,15 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.building import BuildEngine, make_engine_builder
 
-try:
-    from hypothesis import HealthCheck, settings
-except ModuleNotFoundError:  # in the environment of the image, where nothing is generated
-    pass
-else:
-    # The same examples in every run, on machines that others keep busy.
-    too_slow = [HealthCheck.too_slow]
-    settings.register_profile(
-        "tests", None, derandomize=True, deadline=None, suppress_health_check=too_slow
-    )
-    settings.load_profile("tests")
+# The same examples in every run, on machines that others keep busy.
+settings.register_profile(
+    "tests", None, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Several processes share the cores: a pool of threads in each would only get in the way.
