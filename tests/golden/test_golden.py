@@ -292,7 +292,8 @@ def check_manifest(folder: Path, basename: str, file_regression: FileRegressionF
 # What the machine, the clock and the installed packages decide.
 MASKED = re.compile(
     r"\.name|\.model\.id|\.files\.[^/].*|\.target\.(name|features)|\.build\..*"
-    r"|\.backend\.(version|libraries\..*)|\.deepinfer_version|.*(digest|sha256|_at|seconds|_s|checkpoint|source)$"
+    r"|\.backend\.settings\.(inference_precision|dynamic_quantization_group_size)"
+    r"|\.limits\.max_batch_size|\.backend\.(version|libraries\..*)|\.deepinfer_version|.*(digest|sha256|_at|seconds|_s|checkpoint|source)$"
 )
 
 
