@@ -39,7 +39,7 @@ TRIAL_CPU_S = 3.0
 TRIAL_TIMEOUT_S = 30.0
 START_TIMEOUT_S = 60.0  # for the process to import the library and load the tokenizer
 MAX_VERDICTS = 1_024
-# From the first figure on a pipeline is exchanged for a new one when nobody has use of it; beyond
+# Beyond the first figure a pipeline is replaced by a new one when no request uses it; beyond
 # the second no new grammar is taken.
 MUCH_GRAMMAR_BYTES = 512 << 20
 MAX_GRAMMAR_BYTES = 2 << 30

@@ -122,7 +122,7 @@ def count_rules(name: str, char: str, escape: str = "") -> list[str]:
 
 
 def counted(name: str, least: int, most: int | None, any_number: str) -> str:
-    """So many characters, by the rules of `count_rules`; nothing at all for none.
+    """A number of characters, by the rules of `count_rules`; empty for none.
 
     `any_number` is an expression for any number of them.
     """
@@ -154,7 +154,7 @@ def with_json_rules(root: str, rules: Iterable[str], plain_chars: str = PLAIN_CH
 
 
 def string(least: int, most: int | None) -> str:
-    """What is between the quotes of a string with so many characters, an escape counted as one."""
+    """The characters between the quotes of a bounded string; an escape counts as one."""
     return counted(CHAR, least, most, "chars")
 
 

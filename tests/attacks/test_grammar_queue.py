@@ -41,7 +41,7 @@ def make_request(id_: str, grammar: Grammar | None) -> GenerationRequest:
 
 
 def release(gate: GrammarGate, count: int) -> list[tuple[str, str | None]]:
-    """The next so many decisions: the id of the request and what is wrong with its grammar."""
+    """The next decisions: the id of each request, and what is wrong with its grammar."""
     found: list[tuple[str, str | None]] = []
     deadline = time.monotonic() + DEADLINE_S
     while len(found) < count:

@@ -20,7 +20,7 @@ from tests.text.grammar_walk import Grammar
 
 LENGTHS = [(0, 1), (0, 31), (0, 32), (0, 33), (0, 64), (0, 65), (5, 5), (32, 32), (33, 100)]
 NUM_TOKENS = 24
-# A repeated rule for one character costs at least so many times as much: 2 to 7 times were seen.
+# Least ratio of the cost of a repeated rule for one character; ratios of 2 to 7 were seen.
 COST = 1.5
 
 

@@ -1,4 +1,4 @@
-"""What a start leaves behind, takes along, and does when it is told to stop at once."""
+"""What a start leaves behind and inherits, and how it ends on an early signal."""
 
 from __future__ import annotations
 

@@ -58,8 +58,8 @@ TOOLS_TEMPLATE = """\
 def make_engines(folder: Path) -> None:
     make_echo_engine(folder / "echo", model_id="echo", name="echo", chat_template=ECHO_TEMPLATE)
     make_echo_engine(folder / "agent", model_id="agent", name="agent", chat_template=AGENT_TEMPLATE)
-    wishes = ["--model", "sample", "--output", str(folder), "--name", "sample", "--target", "cpu"]
-    assert main(["build", *wishes]) == 0
+    options = ["--model", "sample", "--output", str(folder), "--name", "sample", "--target", "cpu"]
+    assert main(["build", *options]) == 0
     copy_with_template(folder / "sample", folder / "sample-tools", TOOLS_TEMPLATE)
 
 
